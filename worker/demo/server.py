@@ -7,6 +7,7 @@ badly as a `Fault` says, and keeps a log and counts from the vendor's side of th
 from __future__ import annotations
 
 import binascii
+import contextlib
 import functools
 import hashlib
 import json
@@ -26,7 +27,7 @@ from email.utils import format_datetime
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeAlias
 from urllib.parse import parse_qs, unquote, urlsplit
 
 MIB = 1 << 20
@@ -69,7 +70,7 @@ Kind = Literal["csv", "json", "bytes", "xlsx", "zip", "pdf", "html"]
 @functools.cache
 def _template(kind: Kind) -> bytes:
     """Give the 1 MiB block that a kind's contents repeat; binary for `bytes`, printable lines of 64 for the others."""
-    data = random.Random(f"lastcall {kind}").randbytes(MIB)  # noqa: S311 (reproducible filler, not a secret)
+    data = random.Random(f"lastcall {kind}").randbytes(MIB)
     if kind == "bytes":
         return data
     text = binascii.b2a_base64(data[: MIB * 3 // 4], newline=False)
@@ -189,7 +190,8 @@ class Content:
 def _local_header(name: bytes, data: bytes) -> bytes:
     """Make a zip member's header; a member without data yet is marked as sized by the central directory alone."""
     flags = 0 if data else 8
-    return struct.pack("<4s5H3L2H", b"PK\x03\x04", 20, flags, 0, 0, 33, zlib.crc32(data), len(data), len(data), len(name), 0) + name
+    fields = (b"PK\x03\x04", 20, flags, 0, 0, 33, zlib.crc32(data), len(data), len(data), len(name), 0)
+    return struct.pack("<4s5H3L2H", *fields) + name
 
 
 def _central_header(name: bytes, crc: int, size: int, offset: int, flags: int) -> bytes:
@@ -280,7 +282,7 @@ def gzipped(inner: Stream) -> Made:
 
 
 def json_member(document: Mapping[str, Any], name: str, value: Stream, *, quoted: bool = True) -> Joined:
-    """Give the JSON object `document` with the member `name` set to a streamed value: a string, or a bare value if not `quoted`."""
+    """Give the JSON object `document` with the member `name` set to a streamed string, or to a bare value if not `quoted`."""
     mark = "\x00here\x00"
     before, after = json.dumps({**document, name: mark}).split(json.dumps(mark))
     quote = '"' if quoted else ""
@@ -398,16 +400,26 @@ class Reply:
     fault: Fault = FAULTLESS
 
     @classmethod
-    def json(cls, document: Any, status: int = 200, **other: Any) -> Reply:
+    def json(
+        cls, document: object, status: int = 200, *, reason: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> Self:
         """Give a JSON answer."""
-        headers = {"Content-Type": "application/json; charset=utf-8", **other.pop("headers", {})}
-        return cls(status=status, body=Raw(json.dumps(document).encode()), headers=headers, **other)
+        return cls.text(json.dumps(document), status, "application/json; charset=utf-8", reason=reason, headers=headers)
 
     @classmethod
-    def text(cls, text: str, status: int = 200, content_type: str = "text/plain; charset=utf-8", **other: Any) -> Reply:
+    def text(
+        cls,
+        text: str,
+        status: int = 200,
+        content_type: str = "text/plain; charset=utf-8",
+        *,
+        reason: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Self:
         """Give a text answer."""
-        headers = {"Content-Type": content_type, **other.pop("headers", {})}
-        return cls(status=status, body=Raw(text.encode()), headers=headers, **other)
+        return cls(
+            status=status, reason=reason, headers={"Content-Type": content_type, **(headers or {})}, body=Raw(text.encode())
+        )
 
 
 @dataclass
@@ -481,18 +493,20 @@ class Vendor:
         self.stopping = threading.Event()
         self._once: defaultdict[str, deque[Fault]] = defaultdict(deque)
         self._routes: list[_Route] = []
-        self._hosts, self._port = hosts, port
+        self._addresses = [(host, port if number == 0 else 0) for number, host in enumerate(hosts)]
         self._servers: list[_Server] = []
 
     # lifecycle
 
-    def start(self) -> Vendor:
-        """Listen on every host; the first has the wanted port, the others any."""
+    def start(self) -> Self:
+        """Listen on every host; the first has the wanted port, the others any. After `stop`, on the same ports again."""
         self.stopping.clear()
-        for number, host in enumerate(self._hosts):
-            server = _Server((host, self._port if number == 0 else 0), self, number)
+        for number, address in enumerate(self._addresses):
+            server = _Server(address, self, number)
+            self._addresses[number] = (address[0], server.server_port)
             self._servers.append(server)
-            threading.Thread(target=server.serve_forever, args=(0.05,), name=f"{type(self).__name__}-{number}", daemon=True).start()
+            name = f"{type(self).__name__}-{number}"
+            threading.Thread(target=server.serve_forever, args=(0.05,), name=name, daemon=True).start()
         return self
 
     def stop(self) -> None:
@@ -504,16 +518,16 @@ class Vendor:
             server.drop_connections()
         self._servers.clear()
 
-    def __enter__(self) -> Vendor:
+    def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(self, *_: object) -> None:
         self.stop()
 
     def origin(self, listener: int = 0) -> str:
-        """Give ``http://host:port`` of a listener."""
-        host, port = self._servers[listener].server_address[:2]
-        return f"http://{host!s}:{port}"
+        """Give ``http://host:port`` of a listener; it is known from the first `start` on."""
+        host, port = self._addresses[listener]
+        return f"http://{host}:{port}"
 
     @property
     def base_url(self) -> str:
@@ -587,6 +601,9 @@ class Vendor:
         return self.standing.get(route) or self.standing.get("*") or FAULTLESS
 
 
+_Connection: TypeAlias = socket.socket | tuple[bytes, socket.socket]
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
@@ -595,35 +612,29 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], vendor: Vendor, listener: int) -> None:
         self.vendor = vendor
         self.listener = listener
-        self._connections: set[socket.socket] = set()
+        self._connections: set[_Connection] = set()
         self._guard = threading.Lock()
         super().__init__(address, _Handler)
 
-    def process_request(self, request: Any, client_address: Any) -> None:
+    def process_request(self, request: _Connection, client_address: object) -> None:
         with self._guard:
             self._connections.add(request)
         super().process_request(request, client_address)
 
-    def shutdown_request(self, request: Any) -> None:
+    def shutdown_request(self, request: _Connection) -> None:
         with self._guard:
             self._connections.discard(request)
         super().shutdown_request(request)
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
+    def handle_error(self, request: _Connection, client_address: object) -> None:
         """Say nothing: clients that leave are part of the play."""
 
     def drop_connections(self) -> None:
         with self._guard:
-            connections = list(self._connections)
+            connections = [each for each in self._connections if isinstance(each, socket.socket)]
         for connection in connections:
-            _end(connection)
-
-
-def _end(connection: socket.socket) -> None:
-    try:
-        connection.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        return  # the client left first
+            with contextlib.suppress(OSError):  # the client left first
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -658,81 +669,42 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = _serve  # noqa: N815 (names set by http.server)
 
     def _send(self, request: Request, reply: Reply, entry: Entry) -> None:
-        fault, size = reply.fault, reply.body.size
-        status, start, end = _range(request, reply)
-        length = end - start
-        headers = {"Date": format_datetime(self.server.vendor.now(), usegmt=True), **reply.headers}
-        if reply.etag:
-            headers["ETag"] = reply.etag
-        if status == HTTPStatus.PARTIAL_CONTENT:
-            headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-        elif status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            headers["Content-Range"] = f"bytes */{size}"
-        framing = fault.framing or "length"
-        if status not in {204, 304}:
-            match framing:
-                case "length":
-                    headers["Content-Length"] = str(max(length + fault.length_off_by, 0))
-                case "chunked":
-                    headers["Transfer-Encoding"] = "chunked"
-                case "close":
-                    headers["Connection"] = "close"
-        limit = length
-        if fault.cut_after is not None:
-            limit = min(limit, fault.cut_after)
-        if fault.cut_fraction is not None:
-            limit = min(limit, int(length * fault.cut_fraction))
-        if request.method == "HEAD" or status in {204, 304}:
-            limit = 0
-        entry.status = status
-        self.connection.sendall(_head(status, reply.reason, headers))
-        whole = limit == length or request.method == "HEAD"
-        self._send_body(_Piece(reply, start, start + limit, whole=whole, full=status != 206 and limit == size, framing=framing), entry)
-        if not whole or framing == "close" or fault.length_off_by:
+        plan = _plan(request, reply)
+        entry.status = plan.status
+        headers = {"Date": format_datetime(self.server.vendor.now(), usegmt=True), **plan.headers}
+        self.connection.sendall(_head(plan.status, reply.reason, headers))
+        self._send_body(reply, plan, entry)
+        if not plan.clean:
             self.close_connection = True
-        if not whole and fault.reset:
+        if not plan.whole and reply.fault.reset:
             self._reset()
 
-    def _send_body(self, piece: _Piece, entry: Entry) -> None:
+    def _send_body(self, reply: Reply, plan: _Plan, entry: Entry) -> None:
         """Send the bytes and count the download; the count is right before the client can hold the last byte."""
-        pace = piece.reply.fault.bytes_per_second
-        chunks = piece.reply.body.read(piece.start, piece.end) if piece.end > piece.start else iter(())
-        counted = entry.method != "HEAD" and piece.reply.counts is not None
-        left = piece.end - piece.start
-        settled = False
+        chunks = reply.body.read(plan.start, plan.end) if plan.end > plan.start else ()
+        left, full = plan.end - plan.start, False
         try:
-            for chunk in _paced(chunks, pace, self.server.vendor.stopping):
+            for chunk in _paced(chunks, reply.fault.bytes_per_second, self.server.vendor.stopping):
                 left -= len(chunk)
-                if left == 0 and counted:
-                    self._count(piece, full=piece.full)
-                    settled = True
-                self._send_chunk(chunk, piece.framing)
+                if left == 0 and plan.full:
+                    full = True
+                    self._count(reply, full=1)
+                self.connection.sendall(b"%x\r\n%b\r\n" % (len(chunk), chunk) if plan.framing == "chunked" else chunk)
                 entry.sent += len(chunk)
-            if piece.framing == "chunked" and piece.whole and entry.method != "HEAD":
+            if plan.terminator:
                 self.connection.sendall(b"0\r\n\r\n")
-            entry.whole = piece.whole
+            entry.whole = plan.whole
         except OSError:
-            if settled and piece.full:
-                self._count(piece, full=True, by=-1)
-                settled = False
+            self._count(reply, full=-full, partial=1)  # the client left, perhaps before the very last byte
             raise
-        finally:
-            if counted and not settled:
-                self._count(piece, full=piece.full and left == 0)
+        if plan.counted and not full:
+            self._count(reply, full=plan.full, partial=not plan.full)
 
-    def _send_chunk(self, chunk: bytes, framing: Framing) -> None:
-        if framing == "chunked":
-            chunk = b"%x\r\n%b\r\n" % (len(chunk), chunk)
-        self.connection.sendall(chunk)
-
-    def _count(self, piece: _Piece, *, full: bool, by: int = 1) -> None:
-        vendor = self.server.vendor
-        with vendor.lock:
-            served = vendor.served[piece.reply.counts]
-            if full:
-                served.full += by
-            else:
-                served.partial += by
+    def _count(self, reply: Reply, *, full: int = 0, partial: int = 0) -> None:
+        if reply.counts is not None:
+            with self.server.vendor.lock:
+                self.server.vendor.served[reply.counts].full += full
+                self.server.vendor.served[reply.counts].partial += partial
 
     def _reset(self) -> None:
         """End the connection with RST: linger for no time, and close every handle on the socket."""
@@ -741,16 +713,66 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.close()
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """The part of a reply's body that goes out. `whole`: what was declared is sent; `full`: it is the whole file."""
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What of a reply goes out. `clean`: the connection may live on.
 
-    reply: Reply
+    `whole`: all that was declared; `full`: all of the file.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    framing: Framing
     start: int
     end: int
     whole: bool
     full: bool
-    framing: Framing
+    clean: bool
+    counted: bool
+    terminator: bool
+
+
+def _plan(request: Request, reply: Reply) -> _Plan:
+    fault = reply.fault
+    status, start, end = _range(request, reply)
+    framing = fault.framing or "length"
+    bodiless = request.method == "HEAD" or status in {204, 304}
+    limit = end - start
+    if fault.cut_after is not None:
+        limit = min(limit, fault.cut_after)
+    if fault.cut_fraction is not None:
+        limit = min(limit, int((end - start) * fault.cut_fraction))
+    whole = bodiless or limit == end - start
+    return _Plan(
+        status=status,
+        headers=_headers(reply, status, start, end),
+        framing=framing,
+        start=start,
+        end=start if bodiless else start + limit,
+        whole=whole,
+        full=not bodiless and whole and status != 206,
+        clean=whole and framing != "close" and not fault.length_off_by,
+        counted=not bodiless,
+        terminator=framing == "chunked" and whole and not bodiless,
+    )
+
+
+def _headers(reply: Reply, status: int, start: int, end: int) -> dict[str, str]:
+    headers = dict(reply.headers)
+    if reply.etag:
+        headers["ETag"] = reply.etag
+    if status == 206:
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{reply.body.size}"
+    elif status == 416:
+        headers["Content-Range"] = f"bytes */{reply.body.size}"
+    match reply.fault.framing or "length":
+        case "chunked":
+            headers["Transfer-Encoding"] = "chunked"
+        case "close":
+            headers["Connection"] = "close"
+        case "length" if status not in {204, 304}:
+            headers["Content-Length"] = str(max(end - start + reply.fault.length_off_by, 0))
+    return headers
 
 
 def _range(request: Request, reply: Reply) -> tuple[int, int, int]:
