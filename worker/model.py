@@ -33,7 +33,7 @@ def parse_timestamp(text: str) -> datetime:
 
 @dataclass(frozen=True, slots=True, order=True)
 class OutputId:
-    """The identity of an output: (source, job id, output id). Written ``SOURCE/JOB_ID/OUTPUT_ID``, each part percent-encoded."""
+    """The identity of an output: (source, job id, output id), written ``SOURCE/JOB_ID/OUTPUT_ID``, each percent-encoded."""
 
     source: str
     job_id: str

@@ -12,6 +12,7 @@ import os
 import re
 import stat
 import tomllib
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
@@ -34,6 +35,7 @@ from worker.errors import ConfigurationError
 
 DEFAULT_PATH = Path("config/lastcall.toml")
 
+_FOREIGN = re.compile(r"(AWS_|LASTCALL_|(https?|all|no|ftp)_proxy$)", re.IGNORECASE)
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 
@@ -388,6 +390,12 @@ class Settings(_Table):
             for path, secret in self.secrets().items()
             if (why := secret.warning()) and not (path == "redis_url" and "@" not in secret.reveal())
         ]
+
+
+def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """Give the environment of a child process on loopback: ours without AWS's, proxies' and our own variables, plus `extra`."""
+    kept = {name: value for name, value in os.environ.items() if not _FOREIGN.match(name)}
+    return {**kept, "AWS_EC2_METADATA_DISABLED": "true", **extra}
 
 
 def find(path: Path | None = None) -> Path:
