@@ -125,9 +125,9 @@ def transport_error(exc: Exception) -> LastcallError:
         ((requests.exceptions.ProxyError, urllib3.exceptions.ProxyError), "the proxy refused or could not be reached"),
         ((requests.exceptions.SSLError, urllib3.exceptions.SSLError), "TLS failed or the certificate is not trusted"),
         ((NameResolutionError,), "the host name could not be resolved"),
+        ((NewConnectionError, ConnectionRefusedError), "no connection could be made"),
         ((ConnectTimeoutError, requests.exceptions.ConnectTimeout), "connecting timed out"),
         ((urllib3.exceptions.ReadTimeoutError, requests.exceptions.ReadTimeout, TimeoutError), "no answer within read_timeout"),
-        ((NewConnectionError, ConnectionRefusedError), "no connection could be made"),
         ((urllib3.exceptions.ProtocolError, requests.exceptions.ConnectionError, OSError), "the connection broke"),
     )
     for classes, what in kinds:
@@ -420,7 +420,7 @@ class _Guarded(HTTPConnection):
         self._tell(sock)
         return sock
 
-    def getresponse(self) -> Any:  # noqa: ANN401 - http.client and urllib3 disagree about the type
+    def getresponse(self) -> Any:
         self._tell(self.sock)
         return super().getresponse()
 
@@ -438,7 +438,7 @@ class _Pool(HTTPConnectionPool):
     ConnectionCls = _Guarded
     allow_private = True
 
-    def _new_conn(self) -> Any:  # noqa: ANN401 - urllib3's own type does not know our attribute
+    def _new_conn(self) -> Any:
         connection: Any = super()._new_conn()
         connection.allow_private = self.allow_private
         return connection
@@ -454,12 +454,12 @@ _POOLS: dict[str, type[_Pool]] = {"http": _Pool, "https": _HTTPSPool}
 class _PoolManager(PoolManager):
     """Makes pools whose connections know whether private addresses are allowed."""
 
-    def __init__(self, *, allow_private: bool, **options: Any) -> None:  # noqa: ANN401 - passed through
+    def __init__(self, *, allow_private: bool, **options: Any) -> None:
         super().__init__(**options)
         self._allow_private = allow_private
         self.pool_classes_by_scheme = _POOLS
 
-    def _new_pool(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - passed through
+    def _new_pool(self, *args: Any, **options: Any) -> Any:
         pool: Any = super()._new_pool(*args, **options)
         pool.allow_private = self._allow_private
         return pool
@@ -473,17 +473,17 @@ class _Adapter(HTTPAdapter):
         self._timeout = (source.connect_timeout.total_seconds(), source.read_timeout.total_seconds())
         super().__init__(pool_connections=32, pool_maxsize=source.max_concurrent_downloads, max_retries=0)
 
-    def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **options: Any) -> None:  # noqa: ANN401, FBT001, FBT002 - passed through
+    def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **options: Any) -> None:  # noqa: FBT001, FBT002 - passed through
         self.poolmanager = _PoolManager(
             allow_private=self._allow_private, num_pools=connections, maxsize=maxsize, block=block, **options
         )
 
-    def proxy_manager_for(self, proxy: str, **options: Any) -> Any:  # noqa: ANN401 - passed through
+    def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
         manager = super().proxy_manager_for(proxy, **options)
         manager.pool_classes_by_scheme = _POOLS
         return manager
 
-    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:  # type: ignore[override]  # noqa: ANN401
+    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:  # type: ignore[override]
         if options.get("timeout") is None:
             options["timeout"] = self._timeout
         if options.get("proxies") and not self._allow_private:
