@@ -1,0 +1,136 @@
+"""The heartbeat of one worker process: it prolongs what the process holds, and says that the process is alive."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+
+import structlog
+
+from worker.errors import LeaseLostError, LedgerUnavailableError, StoppedError
+from worker.ledger import Claim, Ledger, PollTurn
+
+log = structlog.get_logger()
+
+
+class Held:
+    """A claim in this process's hands; implements `model.Lease`. Its fence changes when the ledger was made anew."""
+
+    def __init__(self, claim: Claim, keeper: Keeper) -> None:
+        self.claim = claim
+        self.fence = claim.fence
+        self.lost = False
+        self._keeper = keeper
+
+    def check(self) -> None:
+        """Return while the transfer may go on. Raises `LeaseLostError` or `StoppedError`."""
+        if self.lost:
+            raise LeaseLostError(f"{self.claim.output.id}: another worker holds it now")
+        if self._keeper.overstayed():
+            raise StoppedError("the process is stopping")
+
+    def confirm(self) -> None:
+        """Ask the ledger itself, before anything becomes visible in the bucket.
+
+        A ledger that does not answer says nothing against us: what follows is create-only, and nobody can claim meanwhile.
+        """
+        with contextlib.suppress(LedgerUnavailableError):
+            self._keeper.renew([self])
+        self.check()
+
+
+class Keeper:
+    """Prolongs leases and poll turns every third of a lease, from its own thread.
+
+    `stop` is set when the process is asked to stop; transfers may go on for `grace` after that, then `Held.check` ends them.
+    """
+
+    def __init__(self, ledger: Ledger, stop: threading.Event, grace: timedelta) -> None:
+        self._ledger = ledger
+        self._stop = stop
+        self._grace_seconds = grace.total_seconds()
+        self._stopping_since: float | None = None
+        self._held: set[Held] = set()
+        self._turns: set[PollTurn] = set()
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to beat."""
+        self._thread = threading.Thread(target=self._beat, name="keeper", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """Beat no more; called once everything was settled."""
+        self._ended.set()
+        if self._thread:
+            self._thread.join(timeout=10)
+        with contextlib.suppress(LedgerUnavailableError):
+            self._ledger.sign_off()
+
+    def request_stop(self) -> None:
+        """The process was asked to stop: begin nothing new, and end what goes on within the grace."""
+        if self._stopping_since is None:
+            self._stopping_since = time.monotonic()
+        self._stop.set()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the process was asked to stop."""
+        return self._stop.is_set()
+
+    def overstayed(self) -> bool:
+        """Whether the process was asked to stop longer than the grace ago."""
+        since = self._stopping_since
+        return since is not None and time.monotonic() - since > self._grace_seconds
+
+    @contextlib.contextmanager
+    def holding(self, claim: Claim) -> Iterator[Held]:
+        """Keep the lease of `claim` alive inside the block."""
+        held = Held(claim, self)
+        with self._lock:
+            self._held.add(held)
+        try:
+            yield held
+        finally:
+            with self._lock:
+                self._held.discard(held)
+
+    @contextlib.contextmanager
+    def listing(self, turn: PollTurn) -> Iterator[None]:
+        """Keep the turn to list a source alive inside the block."""
+        with self._lock:
+            self._turns.add(turn)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._turns.discard(turn)
+
+    def renew(self, held: list[Held]) -> None:
+        """Prolong these leases now; marks those that are lost."""
+        fences = self._ledger.renew([(one.claim.output, one.fence) for one in held])
+        for one, fence in zip(held, fences, strict=True):
+            if fence:
+                one.fence = fence
+            elif one in self._held:  # settled meanwhile is not lost
+                one.lost = True
+                log.warning("lease lost", output=str(one.claim.output.id))
+
+    def _beat(self) -> None:
+        every = min(self._ledger.lease_seconds / 3, 5.0)
+        while not self._ended.wait(every):
+            with self._lock:
+                held, turns = list(self._held), list(self._turns)
+            try:
+                self._ledger.stamp_worker()
+                if held:
+                    self.renew(held)
+                for turn in turns:
+                    self._ledger.keep_poll_turn(turn)
+            except LedgerUnavailableError as exc:
+                log.warning("ledger unreachable; what is held goes on", error=str(exc), held=len(held))

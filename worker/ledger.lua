@@ -1,0 +1,446 @@
+-- Every change of the ledger that must be atomic, in one script. ARGV: command, now ('' = this server's clock), arguments.
+--
+-- lastcall:epoch              hash   id, born, open_at: claims are given from open_at on; without it nobody claims yet
+-- lastcall:o:{output}         hash   one output; fields at the top of `fields` below
+-- lastcall:owed:{source}      zset   output -> deadline: may be claimed now
+-- lastcall:later:{source}     zset   output -> not_before: owed, waiting for its next try
+-- lastcall:claimed:{source}   zset   output -> end of its lease; its cardinality is the number of slots in use
+-- lastcall:open:{source}      zset   output -> deadline: everything not archived yet that may still be (owed, later, claimed)
+-- lastcall:{held,lost,explained,empty}:{source}   zset   output -> deadline; explained is lost and acknowledged
+-- lastcall:archived:{source}  zset   output -> when a listing last showed it; dropped once it no longer does
+-- lastcall:probe:{source}     zset   output -> when to ask once more for a lost output that the vendor still lists
+-- lastcall:count:{source}     number of receipts
+--
+-- Fields of an output: st state, dl deadline, doc its document (opaque), cr created, rd ready at (archived_at - rd is the
+-- latency), at attempts, dn downloads, nb not_before, er last error, fe fence, wk worker, gn gone answers, g1 first of them,
+-- rs reason of a loss, ak acknowledged with this reason, rc receipt must be looked for before a download, ct its receipt is
+-- counted already, ky key, pr probes, hi history.
+
+local P = 'lastcall:'
+local call = redis.call
+local command = ARGV[1]
+local now = tonumber(ARGV[2])
+if not now then
+  local t = call('TIME')
+  now = tonumber(t[1]) + tonumber(t[2]) / 1000000
+end
+local a = {}
+for i = 3, #ARGV do a[#a + 1] = ARGV[i] end
+
+local function num(n) return string.format('%.6f', n) end
+local function rec(id) return P .. 'o:' .. id end
+local function key(set, id) return P .. set .. ':' .. string.match(id, '^([^/]+)/') end
+local function get(id, field) return call('HGET', rec(id), field) end
+
+local function note(id, text)
+  local history = (get(id, 'hi') or '') .. string.format('%.0f %s\n', now, string.gsub(text, '\n', ' '))
+  if #history > 2000 then history = string.gsub(string.sub(history, -2000), '^[^\n]*\n', '') end
+  call('HSET', rec(id), 'hi', history)
+end
+
+local function count(metric, label, by) call('HINCRBYFLOAT', P .. 'm:' .. metric, label, by) end
+
+-- Takes an output out of every index that its state put it into.
+local function unindex(id, st)
+  if st == 'owed' then
+    call('ZREM', key('owed', id), id); call('ZREM', key('later', id), id); call('ZREM', key('open', id), id)
+  elseif st == 'claimed' then
+    call('ZREM', key('claimed', id), id); call('ZREM', key('open', id), id)
+  elseif st == 'lost' then
+    call('ZREM', key('lost', id), id); call('ZREM', key('explained', id), id)
+    call('ZREM', key('probe', id), id); call('ZREM', key('claimed', id), id)
+  elseif st then
+    call('ZREM', key(st, id), id)
+  end
+end
+
+-- The one way to change a state.
+local function move(id, st, until_)
+  unindex(id, get(id, 'st'))
+  local dl = get(id, 'dl')
+  call('HSET', rec(id), 'st', st)
+  if st ~= 'claimed' then call('HDEL', rec(id), 'fe', 'wk') end
+  if st == 'owed' then
+    local nb = until_ or 0
+    call('HSET', rec(id), 'nb', num(nb))
+    call('ZADD', key('open', id), dl, id)
+    if nb > now then call('ZADD', key('later', id), num(nb), id) else call('ZADD', key('owed', id), dl, id) end
+  elseif st == 'claimed' then
+    call('ZADD', key('open', id), dl, id)
+    call('ZADD', key('claimed', id), num(until_), id)
+  elseif st == 'lost' then
+    call('ZADD', key(call('HEXISTS', rec(id), 'ak') == 1 and 'explained' or 'lost', id), dl, id)
+  elseif st == 'archived' then
+    call('ZADD', key('archived', id), num(now), id)
+  else
+    call('ZADD', key(st, id), dl, id)
+  end
+end
+
+-- Whether `fence` is the one under which `id` is held. A lost output is probed under a fence too.
+local function owns(id, fence) return fence ~= '' and get(id, 'fe') == fence end
+
+local function take_fence(id, worker)
+  local fence = call('HGET', P .. 'epoch', 'id') .. ':' .. call('INCR', P .. 'fence')
+  call('HSET', rec(id), 'fe', fence, 'wk', worker)
+  return fence
+end
+
+-- A lease that ended: the output is owed again at once, and the next attempt looks for what the dead worker left.
+local function expire_leases(source)
+  for _, id in ipairs(call('ZRANGEBYSCORE', P .. 'claimed:' .. source, '-inf', num(now), 'LIMIT', 0, 100)) do
+    local st = get(id, 'st')
+    if st == 'claimed' then
+      note(id, 'lease of ' .. (get(id, 'wk') or '?') .. ' ended; taken over')
+      call('HSET', rec(id), 'rc', '1')
+      move(id, 'owed')
+      count('takeovers', source, 1)
+    else
+      call('ZREM', P .. 'claimed:' .. source, id)
+      if st then call('HDEL', rec(id), 'fe', 'wk') end
+    end
+  end
+end
+
+local function promote(source)
+  for _, id in ipairs(call('ZRANGEBYSCORE', P .. 'later:' .. source, '-inf', num(now), 'LIMIT', 0, 200)) do
+    call('ZREM', P .. 'later:' .. source, id)
+    call('ZADD', P .. 'owed:' .. source, get(id, 'dl'), id)
+  end
+end
+
+local function stopped(source)
+  for _, name in ipairs({ 'pause:' .. source, 'hush:' .. source, 'pause:*' }) do
+    local until_ = call('HGET', P .. name, 'until')
+    if until_ and tonumber(until_) > now then return true end
+  end
+  return false
+end
+
+local function create(id, dl, doc, ready)
+  call('HSET', rec(id), 'dl', dl, 'doc', doc, 'cr', num(now), 'rd', ready, 'at', '0', 'dn', '0', 'nb', '0', 'gn', '0')
+end
+
+local commands = {}
+
+-- begin ID: makes ID the epoch unless there is one. Gives its id and its open_at ('' = nobody may claim yet).
+function commands.begin(new)
+  if call('EXISTS', P .. 'epoch') == 0 then call('HSET', P .. 'epoch', 'id', new, 'born', num(now)) end
+  return { call('HGET', P .. 'epoch', 'id'), call('HGET', P .. 'epoch', 'open_at') or '' }
+end
+
+-- open ID DELAY: claims are given DELAY seconds from now on, if ID still is the epoch.
+function commands.open(id, delay)
+  if call('HGET', P .. 'epoch', 'id') ~= id then return 0 end
+  call('HSETNX', P .. 'epoch', 'open_at', num(now + tonumber(delay)))
+  return 1
+end
+
+-- owe ID DEADLINE DOC READY OFFERED RECHECK: a listing shows this output. Gives the state it was in, '' when it is new.
+function commands.owe(id, dl, doc, ready, offered, recheck)
+  local st = get(id, 'st')
+  if not st then
+    create(id, dl, doc, ready)
+    if recheck == '1' then call('HSET', rec(id), 'rc', '1') end
+    move(id, 'owed')
+    return ''
+  end
+  if st == 'archived' then
+    call('ZADD', key('archived', id), num(now), id)
+    return st
+  end
+  if get(id, 'dl') ~= dl or get(id, 'doc') ~= doc then
+    call('HSET', rec(id), 'dl', dl, 'doc', doc)
+    for _, set in ipairs({ 'owed', 'open', 'held', 'lost', 'explained', 'empty' }) do
+      call('ZADD', key(set, id), 'XX', dl, id)
+    end
+  end
+  if st == 'empty' then
+    note(id, 'the vendor offers a file now')
+    move(id, 'owed')
+  elseif st == 'lost' and offered == '1' and not call('ZSCORE', key('probe', id), id) and not get(id, 'fe') then
+    -- Still listed after all: ask again, more and more rarely, without a word unless the bytes come back.
+    local probes = tonumber(get(id, 'pr') or '0')
+    call('ZADD', key('probe', id), num(now + math.min(30 * 2 ^ probes, 21600)), id)
+  end
+  return st
+end
+
+-- note_empty ID DEADLINE DOC READY: the job finished and produced nothing.
+function commands.note_empty(id, dl, doc, ready)
+  local st = get(id, 'st')
+  if st then return st end
+  create(id, dl, doc, ready)
+  move(id, 'empty')
+  return ''
+end
+
+-- adopt ID DEADLINE DOC READY KEY: a receipt stands already, and is counted already.
+function commands.adopt(id, dl, doc, ready, object)
+  if get(id, 'st') then return 0 end
+  create(id, dl, doc, ready)
+  call('HSET', rec(id), 'ky', object)
+  move(id, 'archived')
+  return 1
+end
+
+-- known_lost ID DEADLINE DOC READY REASON ACKNOWLEDGED: a loss read back from the bucket. Not counted again.
+function commands.known_lost(id, dl, doc, ready, reason, acknowledged)
+  local st = get(id, 'st')
+  if st and st ~= 'owed' then return 0 end
+  if not st then create(id, dl, doc, ready) end
+  call('HSET', rec(id), 'rs', reason, 'er', 'lost: ' .. reason)
+  if acknowledged ~= '' then call('HSET', rec(id), 'ak', acknowledged) end
+  move(id, 'lost')
+  return 1
+end
+
+-- claim WORKER LEASE [SOURCE SLOTS]…: leases the most urgent output that may be claimed now.
+-- Gives {} when there is none, else {id, fence, field, value, …}.
+function commands.claim(worker, lease, ...)
+  local open_at = call('HGET', P .. 'epoch', 'open_at')
+  if not open_at or tonumber(open_at) > now then return {} end
+  local sources = { ... }
+  local best, best_score, probe
+  for i = 1, #sources, 2 do
+    local source = sources[i]
+    expire_leases(source)
+    promote(source)
+    if not stopped(source) and call('ZCARD', P .. 'claimed:' .. source) < tonumber(sources[i + 1]) then
+      local head = call('ZRANGE', P .. 'owed:' .. source, 0, 0, 'WITHSCORES')
+      if head[1] and (not best or tonumber(head[2]) < best_score) then
+        best, best_score = head[1], tonumber(head[2])
+      end
+      probe = probe or call('ZRANGEBYSCORE', P .. 'probe:' .. source, '-inf', num(now), 'LIMIT', 0, 1)[1]
+    end
+  end
+  local id = best or probe
+  if not id then return {} end
+  local fence
+  if best then
+    move(id, 'claimed', now + tonumber(lease))
+    call('HINCRBY', rec(id), 'at', 1)
+    fence = take_fence(id, worker)
+  else
+    call('ZREM', key('probe', id), id)
+    call('HINCRBY', rec(id), 'pr', 1)
+    call('ZADD', key('claimed', id), num(now + tonumber(lease)), id)
+    fence = take_fence(id, worker)
+  end
+  local reply = { id, fence }
+  for _, v in ipairs(call('HGETALL', rec(id))) do reply[#reply + 1] = v end
+  return reply
+end
+
+-- claimable [SOURCE SLOTS]…: how many claims would succeed now.
+function commands.claimable(...)
+  local open_at = call('HGET', P .. 'epoch', 'open_at')
+  if not open_at or tonumber(open_at) > now then return 0 end
+  local sources, total = { ... }, 0
+  for i = 1, #sources, 2 do
+    local source = sources[i]
+    expire_leases(source)
+    promote(source)
+    if not stopped(source) then
+      local slots = tonumber(sources[i + 1]) - call('ZCARD', P .. 'claimed:' .. source)
+      local ready = call('ZCARD', P .. 'owed:' .. source) + call('ZCOUNT', P .. 'probe:' .. source, '-inf', num(now))
+      total = total + math.max(0, math.min(slots, ready))
+    end
+  end
+  return total
+end
+
+-- renew EPOCH LEASE WORKER [ID FENCE DEADLINE DOC READY]…: prolongs leases; gives each one's fence, '' when it is lost.
+-- After the ledger was lost, what a worker still holds is asserted again under a new fence, unless somebody else has it.
+function commands.renew(new, lease, worker, ...)
+  local claims, fences = { ... }, {}
+  local epoch = commands.begin(new)[1]
+  for i = 1, #claims, 5 do
+    local id, fence = claims[i], claims[i + 1]
+    if owns(id, fence) then
+      call('ZADD', key('claimed', id), 'XX', num(now + tonumber(lease)), id)
+      fences[#fences + 1] = fence
+    elseif string.match(fence, '^(.-):') ~= epoch and (get(id, 'st') or 'owed') == 'owed' then
+      if not get(id, 'st') then create(id, claims[i + 2], claims[i + 3], claims[i + 4]) end
+      note(id, 'asserted again by ' .. worker .. ' after the ledger was made anew')
+      move(id, 'claimed', now + tonumber(lease))
+      call('HSET', rec(id), 'rc', '1')
+      fences[#fences + 1] = take_fence(id, worker)
+    else
+      fences[#fences + 1] = ''
+    end
+  end
+  return fences
+end
+
+-- archived ID KEY BYTES UNPROVEN: its receipt stands. True whoever says so; counted once. Gives 1 when this call counted it.
+function commands.archived(id, object, bytes, unproven)
+  local st = get(id, 'st')
+  if not st or st == 'archived' then return 0 end
+  local source = string.match(id, '^([^/]+)/')
+  note(id, 'archived')
+  call('HSET', rec(id), 'ky', object, 'er', '')
+  move(id, 'archived')
+  local seconds = math.max(0, now - tonumber(get(id, 'rd')))
+  for _, bound in ipairs({ '1', '5', '15', '60', '300', '900', '3600', '14400', '86400', '604800', '+Inf' }) do
+    if bound == '+Inf' or seconds <= tonumber(bound) then count('ready_to_archived', source .. '|' .. bound, 1) end
+  end
+  count('ready_to_archived_sum', source, num(seconds))
+  if call('HDEL', rec(id), 'ct') == 0 then call('INCR', P .. 'count:' .. source) end
+  count('archived', source, 1)
+  count('archived_bytes', source, bytes)
+  if unproven == '1' then count('unproven', source, 1) end
+  return 1
+end
+
+-- counted SOURCE ID…: receipts that stand, found by listing the bucket after the ledger was made anew.
+function commands.counted(source, ...)
+  local found = 0
+  for _, id in ipairs({ ... }) do
+    local st = get(id, 'st')
+    if st and st ~= 'archived' then call('HSET', rec(id), 'ct', '1') end
+    if st ~= 'archived' then found = found + 1 end
+  end
+  return call('INCRBY', P .. 'count:' .. source, found)
+end
+
+-- again ID FENCE NOT_BEFORE ERROR: a passing fault. release (NOT_BEFORE 0, no error): given back as it was taken.
+function commands.again(id, fence, nb, err)
+  if not owns(id, fence) then return 0 end
+  if err ~= '' then
+    call('HSET', rec(id), 'er', err)
+    note(id, err)
+  else
+    call('HINCRBY', rec(id), 'at', -1)
+    note(id, 'given back by ' .. (get(id, 'wk') or '?'))
+  end
+  if get(id, 'st') == 'lost' then
+    call('ZREM', key('claimed', id), id)
+    call('HDEL', rec(id), 'fe', 'wk')
+  else
+    call('HSET', rec(id), 'rc', '1')
+    move(id, 'owed', tonumber(nb))
+  end
+  return 1
+end
+
+-- hold ID FENCE ERROR: a person is needed.
+function commands.hold(id, fence, err)
+  if not owns(id, fence) then return 0 end
+  call('HSET', rec(id), 'er', err)
+  note(id, 'held: ' .. err)
+  move(id, 'held')
+  return 1
+end
+
+-- gone ID FENCE ANSWERS OVER AT_DEADLINE ERROR: the vendor said in so many words that the bytes are gone.
+-- Gives 1 when that makes the output lost (nothing is changed then: the event is written first, `lose` follows),
+-- 2 when it was lost already, 0 when it is owed again, -1 when the lease is not ours.
+function commands.gone(id, fence, answers, over, at_deadline, err)
+  if not owns(id, fence) then return -1 end
+  if get(id, 'st') == 'lost' then
+    commands.again(id, fence, '0', err)
+    return 2
+  end
+  local seen = call('HINCRBY', rec(id), 'gn', 1)
+  if seen == 1 then call('HSET', rec(id), 'g1', num(now)) end
+  local since = now - tonumber(get(id, 'g1'))
+  local enough = seen >= tonumber(answers) and since >= tonumber(over)
+  if enough or (at_deadline == '1' and now >= tonumber(get(id, 'dl'))) then return 1 end
+  local wait = math.max(tonumber(over) / math.max(1, tonumber(answers) - 1), tonumber(over) - since)
+  if tonumber(answers) > 2 then wait = tonumber(over) / (tonumber(answers) - 1) end
+  commands.again(id, fence, num(now + wait + 0.1), err)
+  return 0
+end
+
+-- other_answer ID FENCE: the vendor answered something else than gone, so gone answers are counted anew.
+function commands.other_answer(id, fence)
+  if owns(id, fence) then call('HSET', rec(id), 'gn', '0') end
+  return 0
+end
+
+-- lose ID FENCE REASON ERROR: lost, its event is written.
+function commands.lose(id, fence, reason, err)
+  if not owns(id, fence) then return 0 end
+  call('HSET', rec(id), 'rs', reason, 'er', err)
+  call('HDEL', rec(id), 'ak')
+  note(id, 'lost (' .. reason .. '): ' .. err)
+  move(id, 'lost')
+  count('lost', string.match(id, '^([^/]+)/') .. '|' .. reason, 1)
+  return 1
+end
+
+-- spend ID FENCE DOWNLOADS: a download is about to be made; DOWNLOADS is its number where the vendor counts, '' elsewhere.
+function commands.spend(id, fence, downloads)
+  if not owns(id, fence) then return -1 end
+  if downloads ~= '' then
+    call('HSET', rec(id), 'dn', downloads)
+  else
+    call('HINCRBY', rec(id), 'dn', 1)
+  end
+  return tonumber(get(id, 'dn'))
+end
+
+-- retry ID: owed at once. Gives the state it was in, '' when unknown.
+function commands.retry(id)
+  local st = get(id, 'st')
+  if not st then return '' end
+  if st == 'held' or st == 'lost' or st == 'owed' then
+    note(id, 'retried by hand')
+    call('HSET', rec(id), 'gn', '0', 'rc', '1')
+    call('HDEL', rec(id), 'ak', 'pr')
+    move(id, 'owed')
+  end
+  return st
+end
+
+-- acknowledge ID REASON: a loss is explained. Gives the state it is in, '' when unknown.
+function commands.acknowledge(id, reason)
+  local st = get(id, 'st')
+  if st == 'lost' then
+    call('HSET', rec(id), 'ak', reason)
+    note(id, 'acknowledged: ' .. reason)
+    call('ZREM', key('lost', id), id)
+    call('ZADD', key('explained', id), get(id, 'dl'), id)
+  end
+  return st or ''
+end
+
+-- forget SOURCE BEFORE: drops the records of archived outputs that no listing has shown since BEFORE. Gives how many.
+function commands.forget(source, before)
+  local ids = call('ZRANGEBYSCORE', P .. 'archived:' .. source, '-inf', '(' .. before, 'LIMIT', 0, 1000)
+  for _, id in ipairs(ids) do
+    call('DEL', rec(id))
+    call('ZREM', P .. 'archived:' .. source, id)
+  end
+  return #ids
+end
+
+-- pace SOURCE INTERVAL MOST: one call's turn (GCRA without burst). Gives how long to wait for it; nothing is taken when that
+-- is more than MOST, or when the source is hushed (then: how long, as a negative number).
+function commands.pace(source, interval, most)
+  local hush = tonumber(call('HGET', P .. 'hush:' .. source, 'until') or '0')
+  if hush > now then return num(now - hush) end
+  local turn = math.max(now, tonumber(call('GET', P .. 'pace:' .. source) or '0'))
+  local wait = turn - now
+  if wait > tonumber(most) then return num(-wait) end
+  call('SET', P .. 'pace:' .. source, num(turn + tonumber(interval)), 'PX', math.ceil((wait + tonumber(interval)) * 1000) + 1000)
+  return num(wait)
+end
+
+-- drop_token SOURCE TOKEN: forgets the shared token if it still is TOKEN.
+function commands.drop_token(source, token)
+  if call('GET', P .. 'token:' .. source) == token then return call('DEL', P .. 'token:' .. source) end
+  return 0
+end
+
+-- hush SOURCE UNTIL WHY: nobody calls the source before UNTIL; an earlier, longer hush stays.
+function commands.hush(source, until_, why)
+  local k = P .. 'hush:' .. source
+  if tonumber(until_) <= tonumber(call('HGET', k, 'until') or '0') or tonumber(until_) <= now then return 0 end
+  call('HSET', k, 'until', until_, 'why', why)
+  call('PEXPIRE', k, math.ceil((tonumber(until_) - now) * 1000))
+  return 1
+end
+
+return commands[command](unpack(a))

@@ -1,0 +1,701 @@
+"""Redis: what is owed, claimed, held and lost, and what workers share. Losing it costs repeated listing, never data.
+
+Everything that must be atomic is in ``ledger.lua``; here are its callers, the reading side (status, outputs, metrics), and
+what workers of one source share (`Shared`: pace, hush, token). Redis time rules, so hosts need not agree on the clock.
+No redis exception leaves: it becomes `LedgerUnavailableError`.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from importlib import resources
+from typing import Any
+
+import redis
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.retry import Retry
+
+from worker.errors import LeaseLostError, LedgerUnavailableError, OutputGoneError, StoppedError, ThrottledError
+from worker.model import Checksum, JsonObject, Output, OutputId, OutputState, parse_timestamp, timestamp
+
+PREFIX = "lastcall:"
+QUEUES = ("collect", "poll", "tick")  # Celery's lists, which live in the same Redis; the tick reads their length
+_SCRIPT = resources.files("worker").joinpath("ledger.lua").read_text(encoding="utf-8")
+_CALL_MAY_WAIT_SECONDS = 30.0
+_LOG_IN_TURN_SECONDS = 60
+_WORKER_ALIVE_SECONDS = 15.0
+_ALL = "*"  # the pause of everything: the bucket refuses us
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """One output leased to this worker. `recheck`: it may not be the first attempt, so look for a receipt and an object first.
+
+    `probe`: the output is lost and is asked for once more, because the vendor still lists it.
+    """
+
+    output: Output
+    fence: str
+    attempts: int
+    downloads: int
+    ready_at: datetime
+    recheck: bool = False
+    probe: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What the ledger knows of one output. `history`: (when, what), oldest first."""
+
+    output: Output
+    state: OutputState
+    attempts: int
+    downloads: int
+    not_before: datetime | None
+    last_error: str | None
+    key: str | None
+    reason: str | None
+    acknowledged: str | None
+    worker: str | None
+    discovered_at: datetime
+    history: tuple[tuple[datetime, str], ...] = ()
+
+    def to_json(self) -> JsonObject:
+        """Give the row of ``outputs --json`` (CONTRACT section 3)."""
+        return {
+            "id": str(self.output.id),
+            "source": self.output.id.source,
+            "job_id": self.output.id.job_id,
+            "output_id": self.output.id.output_id,
+            "filename": self.output.filename,
+            "state": str(self.state),
+            "deadline": timestamp(self.output.deadline),
+            "attempts": self.attempts,
+            "downloads": self.downloads,
+            "not_before": timestamp(self.not_before) if self.not_before else None,
+            "last_error": self.last_error,
+            "key": self.key,
+            "reason": self.reason,
+            "acknowledged": self.acknowledged,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceStatus:
+    """One source's row of ``status`` (CONTRACT section 3). `lost` counts losses that are not acknowledged."""
+
+    owed: int
+    claimed: int
+    archived: int
+    lost: int
+    acknowledged: int
+    held: int
+    empty: int
+    at_risk: int
+    overdue: int
+    nearest_deadline: datetime | None
+    last_poll_at: datetime | None
+    last_poll_result: str | None
+    paused_until: datetime | None
+    paused_why: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pause:
+    """Why nobody calls a source before `until`. `times`: how often in a row; `fingerprint`: of the secret that was refused."""
+
+    until: datetime
+    why: str
+    times: int
+    fingerprint: str
+
+
+def _seconds(at: datetime) -> str:
+    return f"{at.timestamp():.6f}"
+
+
+def _instant(text: bytes | str | float | None) -> datetime | None:
+    return datetime.fromtimestamp(float(text), UTC) if text and float(text) else None
+
+
+def _pack(output: Output) -> bytes:
+    """Write what `Output` holds beside its id and deadline; compressed, since most of it is the vendor's document."""
+    document = {
+        "c": output.completed_at.timestamp(),
+        "f": output.filename,
+        "s": output.size,
+        "k": [output.checksum.algorithm, output.checksum.value] if output.checksum else None,
+        "t": output.content_type,
+        "d": output.downloads,
+        "j": output.job,
+    }
+    return zlib.compress(json.dumps(document, ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode(), 6)
+
+
+def _unpack(identity: str, deadline: bytes | str, packed: bytes) -> Output:
+    document = json.loads(zlib.decompress(packed))
+    checksum = document["k"]
+    return Output(
+        id=OutputId.parse(identity),
+        completed_at=datetime.fromtimestamp(document["c"], UTC),
+        deadline=datetime.fromtimestamp(float(deadline), UTC),
+        filename=document["f"],
+        size=document["s"],
+        checksum=Checksum(algorithm=checksum[0], value=checksum[1]) if checksum else None,
+        content_type=document["t"],
+        downloads=document["d"],
+        job=document["j"],
+    )
+
+
+@contextmanager
+def _edge() -> Iterator[None]:
+    try:
+        yield
+    except redis.RedisError as exc:
+        raise LedgerUnavailableError(f"Redis: {type(exc).__name__}") from exc
+
+
+def connect(url: str) -> Any:  # redis-py types every reply as bytes or str, whichever it is asked for
+    """Give a client that notices half-open connections and comes back by itself (docs/decisions: FACTS 4).
+
+    ``redis://`` and ``rediss://`` as redis-py reads them; ``sentinel://host:port,host:port/master[/db]`` asks the sentinels.
+    """
+    options: dict[str, Any] = {
+        "socket_timeout": 5,
+        "socket_connect_timeout": 3,
+        "socket_keepalive": True,
+        "health_check_interval": 5,
+        "retry": Retry(ExponentialWithJitterBackoff(base=0.05, cap=1), 3),
+    }
+    return redis.Redis.from_url(url, **options)
+
+
+class Ledger:
+    """The ledger. Thread-safe; every method may raise `LedgerUnavailableError`, and nothing else from Redis.
+
+    `clock` gives the time in epoch seconds instead of Redis (for simulations).
+    """
+
+    def __init__(self, url: str, *, lease: timedelta, worker: str, clock: Callable[[], float] | None = None) -> None:
+        self._redis = connect(url)
+        self._script = self._redis.register_script(_SCRIPT)
+        self._clock = clock
+        self.lease_seconds = lease.total_seconds()
+        self.worker = worker
+
+    def _run(self, command: str, *arguments: str | bytes | float, pipe: Any = None) -> Any:
+        now = "" if self._clock is None else f"{self._clock():.6f}"
+        with _edge():
+            return self._script(args=[command, now, *arguments], client=pipe)
+
+    def now(self) -> datetime:
+        """The ledger's time."""
+        if self._clock is not None:
+            return datetime.fromtimestamp(self._clock(), UTC)
+        with _edge():
+            seconds, micros = self._redis.time()
+        return datetime.fromtimestamp(seconds + micros / 1e6, UTC)
+
+    def ping(self) -> None:
+        """Return when Redis answers."""
+        with _edge():
+            self._redis.ping()
+
+    # --- epochs ------------------------------------------------------------------------------------------------------
+
+    def epoch(self) -> tuple[str, bool]:
+        """Give the ledger's epoch, made now if there is none, and whether claims are (or will be) given."""
+        identity, open_at = self._run("begin", secrets.token_hex(8))
+        return str(identity.decode()), bool(open_at)
+
+    def open_epoch(self, epoch: str, delay: timedelta) -> None:
+        """Let claims begin `delay` from now. After a loss that is one lease, so that workers can assert what they hold."""
+        self._run("open", epoch, delay.total_seconds())
+
+    def clear(self) -> None:
+        """Drop everything that is lastcall's own, as FLUSHALL would (for ``rebuild``)."""
+        with _edge():
+            for key in self._redis.scan_iter(PREFIX + "*", count=1000):
+                self._redis.delete(key)
+
+    def recovered(self, source: str) -> bool:
+        """Whether what the bucket knows of `source` was read back in this epoch."""
+        with _edge():
+            return bool(self._redis.sismember(PREFIX + "recovered", source))
+
+    def mark_recovered(self, source: str) -> None:
+        """Say that what the bucket knows of `source` was read back."""
+        with _edge():
+            self._redis.sadd(PREFIX + "recovered", source)
+
+    def count_receipts(self, source: str, outputs: Iterable[OutputId]) -> None:
+        """Count receipts found by listing the bucket; those that were archived meanwhile are not counted twice."""
+        batch: list[str] = []
+        for output in outputs:
+            batch.append(str(output))
+            if len(batch) == 500:
+                self._run("counted", source, *batch)
+                batch.clear()
+        if batch:
+            self._run("counted", source, *batch)
+
+    # --- what a listing says -----------------------------------------------------------------------------------------
+
+    def states(self, outputs: Iterable[OutputId]) -> dict[OutputId, OutputState | None]:
+        """Give the state of each output, None where the ledger does not know it."""
+        wanted = list(outputs)
+        with _edge(), self._redis.pipeline(transaction=False) as pipe:
+            for output in wanted:
+                pipe.hget(f"{PREFIX}o:{output}", "st")
+            found = pipe.execute()
+        return {output: OutputState(state.decode()) if state else None for output, state in zip(wanted, found, strict=True)}
+
+    def _facts(self, output: Output) -> tuple[str, str, bytes, str]:
+        return str(output.id), _seconds(output.deadline), _pack(output), _seconds(output.completed_at)
+
+    def owe(self, output: Output, *, recheck: bool) -> str:
+        """Write down what a listing shows. Gives the state before: ``""`` when it is new.
+
+        An empty one becomes owed; a lost one that is offered still is probed now and then; an archived one is seen again.
+        """
+        before: bytes = self._run("owe", *self._facts(output), int(output.gone is None), int(recheck))
+        return before.decode()
+
+    def note_empty(self, output: Output) -> bool:
+        """Write down that a job finished and produced nothing. True when that is new."""
+        return bool(self._run("note_empty", *self._facts(output)) == b"")
+
+    def adopt(self, output: Output, key: str) -> bool:
+        """Write down that a receipt stands already. True when that is new."""
+        return bool(self._run("adopt", *self._facts(output), key))
+
+    def known_lost(self, output: Output, reason: str, acknowledged: str | None) -> None:
+        """Write down a loss read back from the bucket."""
+        self._run("known_lost", *self._facts(output), reason, acknowledged or "")
+
+    def forget(self, source: str, before: datetime) -> int:
+        """Drop the records of archived outputs that no listing has shown since `before`."""
+        total = 0
+        while dropped := int(self._run("forget", source, _seconds(before))):
+            total += dropped
+        return total
+
+    # --- claims ------------------------------------------------------------------------------------------------------
+
+    def claim(self, slots: Mapping[str, int]) -> Claim | None:
+        """Lease the most urgent output that may be claimed now, over all sources of `slots` (source → most at once)."""
+        reply = self._run("claim", self.worker, self.lease_seconds, *_flat(slots))
+        if not reply:
+            return None
+        identity, fence = reply[0].decode(), reply[1].decode()
+        fields = dict(zip((key.decode() for key in reply[2::2]), reply[3::2], strict=True))
+        ready = _instant(fields["rd"])
+        assert ready is not None  # noqa: S101 - written by `create` for every record
+        return Claim(
+            output=_unpack(identity, fields["dl"], fields["doc"]),
+            fence=fence,
+            attempts=int(fields["at"]),
+            downloads=int(fields["dn"]),
+            ready_at=ready,
+            recheck=int(fields["at"]) > 1 or fields.get("rc") == b"1" or fields["st"] == b"lost",
+            probe=fields["st"] == b"lost",
+        )
+
+    def claimable(self, slots: Mapping[str, int]) -> int:
+        """How many claims would succeed now."""
+        return int(self._run("claimable", *_flat(slots)))
+
+    def renew(self, claims: list[tuple[Output, str]]) -> list[str]:
+        """Prolong the leases of (output, fence); gives each one's fence, which is new after an epoch, or ``""`` when lost."""
+        arguments: list[str | bytes] = []
+        for output, fence in claims:
+            identity, deadline, document, ready = self._facts(output)
+            arguments += [identity, fence, deadline, document, ready]
+        return [
+            fence.decode()
+            for fence in self._run("renew", secrets.token_hex(8), self.lease_seconds, self.worker, *arguments)
+        ]
+
+    def archived(self, output: OutputId, key: str, size: int, *, unproven: bool) -> bool:
+        """Settle: its receipt stands. True when this call counted it."""
+        return bool(self._run("archived", str(output), key, size, int(unproven)))
+
+    def again(self, output: OutputId, fence: str, not_before: datetime, error: str) -> bool:
+        """Settle: a passing fault; owed again, not before `not_before`. False when the lease is no longer ours."""
+        return bool(self._run("again", str(output), fence, _seconds(not_before), error))
+
+    def release(self, output: OutputId, fence: str) -> bool:
+        """Settle: given back untried. False when the lease is no longer ours."""
+        return bool(self._run("again", str(output), fence, 0, ""))
+
+    def hold(self, output: OutputId, fence: str, error: str) -> bool:
+        """Settle: a person is needed. False when the lease is no longer ours."""
+        return bool(self._run("hold", str(output), fence, error))
+
+    def gone(self, output: OutputId, fence: str, error: OutputGoneError) -> bool:
+        """Settle an explicit gone answer. True when it makes the output lost: write the event, then call `lose`."""
+        verdict = self._run(
+            "gone", str(output), fence, error.answers, error.over.total_seconds(), int(error.lost_at_deadline), str(error)
+        )
+        return int(verdict) == 1
+
+    def other_answer(self, output: OutputId, fence: str) -> None:
+        """The vendor answered something else than gone: explicit gone answers are counted anew."""
+        self._run("other_answer", str(output), fence)
+
+    def lose(self, output: OutputId, fence: str, reason: str, error: str) -> bool:
+        """Settle: lost; its event is in the bucket already. False when the lease is no longer ours."""
+        return bool(self._run("lose", str(output), fence, reason, error))
+
+    def spend(self, output: OutputId, fence: str, number: int | None = None) -> int:
+        """Count a download that is about to be made; `number` where the vendor counts. Raises `LeaseLostError`."""
+        spent = int(self._run("spend", str(output), fence, "" if number is None else number))
+        if spent < 0:
+            raise LeaseLostError(f"{output}: the lease ended before the download")
+        return spent
+
+    # --- by hand -----------------------------------------------------------------------------------------------------
+
+    def retry(self, output: OutputId) -> str:
+        """Put a held, lost or waiting output back to owed, at once. Gives the state it was in, ``""`` when unknown."""
+        before: bytes = self._run("retry", str(output))
+        return before.decode()
+
+    def acknowledge(self, output: OutputId, reason: str) -> str:
+        """Explain a loss. Gives the state the output is in, ``""`` when unknown."""
+        state: bytes = self._run("acknowledge", str(output), reason)
+        return state.decode()
+
+    def watch(self, source: str, job_id: str) -> None:
+        """Ask for this job at each poll, though no listing shows it."""
+        with _edge():
+            self._redis.hsetnx(f"{PREFIX}watched:{source}", job_id, timestamp(self.now()))
+
+    def unwatch(self, source: str, job_id: str) -> None:
+        """Ask for it no more."""
+        with _edge():
+            self._redis.hdel(f"{PREFIX}watched:{source}", job_id)
+
+    def watched(self, source: str) -> dict[str, datetime]:
+        """The watched jobs of `source`, each with when watching began."""
+        with _edge():
+            found = self._redis.hgetall(f"{PREFIX}watched:{source}")
+        return {job.decode(): parse_timestamp(since.decode()) for job, since in found.items()}
+
+    # --- polls -------------------------------------------------------------------------------------------------------
+
+    def take_poll_turn(self, source: str, every: timedelta, *, by_hand: bool = False) -> PollTurn | None:
+        """Take the turn to list `source`, or None: listed less than `every` ago (save `by_hand`), or being listed."""
+        token = secrets.token_hex(8)
+        with _edge():
+            if not by_hand and self._redis.exists(f"{PREFIX}polled:{source}"):
+                return None
+            if not self._redis.set(f"{PREFIX}polling:{source}", token, nx=True, px=int(self.lease_seconds * 1000)):
+                return None
+            self._redis.set(f"{PREFIX}polled:{source}", token, px=_interval_ms(every))
+        return PollTurn(source=source, token=token, every=every)
+
+    def stamp_poll_turn(self, turn: PollTurn, seconds_ago: float) -> None:
+        """The first request of the listing went out `seconds_ago`: the interval counts from there."""
+        left = max(1, _interval_ms(turn.every) - int(seconds_ago * 1000))
+        with _edge():
+            self._redis.set(f"{PREFIX}polled:{turn.source}", turn.token, px=left)
+
+    def keep_poll_turn(self, turn: PollTurn) -> None:
+        """Say that the listing goes on."""
+        with _edge():
+            self._redis.set(f"{PREFIX}polling:{turn.source}", turn.token, px=int(self.lease_seconds * 1000))
+
+    def end_poll_turn(self, turn: PollTurn, result: str, detail: JsonObject) -> None:
+        """The listing ended. `result`: ``ok`` or one word for the metric; `detail` goes to ``status``."""
+        with _edge(), self._redis.pipeline() as pipe:
+            pipe.delete(f"{PREFIX}polling:{turn.source}")
+            pipe.hset(
+                f"{PREFIX}poll:{turn.source}",
+                mapping={"at": _seconds(self.now()), "result": result, "detail": json.dumps(detail)},
+            )
+            pipe.hincrbyfloat(f"{PREFIX}m:polls", f"{turn.source}|{result}", 1)
+            pipe.execute()
+
+    def poll_due(self, source: str) -> bool:
+        """Whether `take_poll_turn` would give the turn now."""
+        with _edge():
+            return not self._redis.exists(f"{PREFIX}polled:{source}", f"{PREFIX}polling:{source}")
+
+    def complete_pass(self, source: str, began: datetime) -> datetime | None:
+        """Remember that a pass which began then saw the whole window. Gives when the one before it began."""
+        with _edge():
+            before = self._redis.getset(f"{PREFIX}pass:{source}", _seconds(began))
+        return _instant(before)
+
+    def is_first_pass(self, source: str) -> bool:
+        """Whether no pass of `source` was completed in this epoch: what it finds may have been downloaded before."""
+        with _edge():
+            return not self._redis.exists(f"{PREFIX}pass:{source}")
+
+    # --- pauses ------------------------------------------------------------------------------------------------------
+
+    def pause(self, source: str | None, until: datetime, why: str, *, times: int, fingerprint: str) -> bool:
+        """Let nobody call `source` (None: anybody) before `until`. True when it was not paused already."""
+        name = f"{PREFIX}pause:{source or _ALL}"
+        with _edge(), self._redis.pipeline() as pipe:
+            pipe.exists(name)
+            pipe.hset(name, mapping={"until": _seconds(until), "why": why, "times": times, "fingerprint": fingerprint})
+            existed, _ = pipe.execute()
+        return not existed
+
+    def paused(self, source: str | None) -> Pause | None:
+        """The pause of `source` (None: of everything), also when its time is up: `times` goes on until `resume`."""
+        with _edge():
+            found = self._redis.hgetall(f"{PREFIX}pause:{source or _ALL}")
+        if not found:
+            return None
+        until = _instant(found[b"until"])
+        assert until is not None  # noqa: S101 - `pause` always writes it
+        return Pause(
+            until=until,
+            why=found[b"why"].decode(),
+            times=int(found[b"times"]),
+            fingerprint=found[b"fingerprint"].decode(),
+        )
+
+    def resume(self, source: str | None) -> bool:
+        """End the pause of `source` (None: of everything). True when there was one."""
+        with _edge():
+            return bool(self._redis.delete(f"{PREFIX}pause:{source or _ALL}"))
+
+    # --- heartbeats --------------------------------------------------------------------------------------------------
+
+    def stamp_worker(self) -> None:
+        """This worker process is alive."""
+        with _edge():
+            self._redis.zadd(f"{PREFIX}workers", {self.worker: self.now().timestamp()})
+
+    def sign_off(self) -> None:
+        """This worker process has ended."""
+        with _edge():
+            self._redis.zrem(f"{PREFIX}workers", self.worker)
+
+    def stamp_beat(self) -> None:
+        """A beat ticked."""
+        with _edge():
+            self._redis.set(f"{PREFIX}beat", self.now().timestamp())
+
+    def beat_at(self) -> datetime | None:
+        """When a beat last ticked."""
+        with _edge():
+            return _instant(self._redis.get(f"{PREFIX}beat"))
+
+    def workers(self) -> list[str]:
+        """The worker processes that are alive."""
+        oldest = self.now().timestamp() - _WORKER_ALIVE_SECONDS
+        with _edge(), self._redis.pipeline() as pipe:
+            pipe.zremrangebyscore(f"{PREFIX}workers", "-inf", oldest - 3600)
+            pipe.zrangebyscore(f"{PREFIX}workers", oldest, "+inf")
+            _, alive = pipe.execute()
+        return [name.decode() for name in alive]
+
+    def queued(self, queue: str) -> int:
+        """How many messages wait in a Celery queue."""
+        with _edge():
+            return int(self._redis.llen(queue))
+
+    def once(self, name: str, life: timedelta) -> bool:
+        """True for the first caller within `life`."""
+        with _edge():
+            return bool(self._redis.set(f"{PREFIX}once:{name}", "1", nx=True, px=int(life.total_seconds() * 1000)))
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    def record(self, output: OutputId) -> Record | None:
+        """What the ledger knows of one output."""
+        with _edge():
+            fields = self._redis.hgetall(f"{PREFIX}o:{output}")
+        return _record(str(output), fields) if fields else None
+
+    def records(self, source: str, state: OutputState | None = None) -> Iterator[Record]:
+        """What the ledger knows of the outputs of `source`, those that may still be archived first, most urgent first."""
+        sets = {
+            OutputState.OWED: ("open",),
+            OutputState.CLAIMED: ("claimed",),
+            OutputState.HELD: ("held",),
+            OutputState.LOST: ("lost", "explained"),
+            OutputState.EMPTY: ("empty",),
+            OutputState.ARCHIVED: ("archived",),
+        }
+        names = sets[state] if state else ("open", "held", "lost", "explained", "empty", "archived")
+        for name in names:
+            start = 0
+            while True:
+                with _edge():
+                    page = self._redis.zrange(f"{PREFIX}{name}:{source}", start, start + 499)
+                    if not page:
+                        break
+                    with self._redis.pipeline(transaction=False) as pipe:
+                        for identity in page:
+                            pipe.hgetall(f"{PREFIX}o:{identity.decode()}")
+                        found = pipe.execute()
+                start += len(page)
+                for identity, fields in zip(page, found, strict=True):
+                    if fields and (state is None or fields[b"st"].decode() == state):
+                        yield _record(identity.decode(), fields)
+
+    def status(self, source: str, at_risk: timedelta) -> SourceStatus:
+        """One source's row of ``status``. One round trip, whatever the backlog."""
+        now = self.now()
+        with _edge(), self._redis.pipeline(transaction=False) as pipe:
+            for name in ("owed", "later", "claimed", "lost", "explained", "held", "empty"):
+                pipe.zcard(f"{PREFIX}{name}:{source}")
+            pipe.get(f"{PREFIX}count:{source}")
+            pipe.zrange(f"{PREFIX}open:{source}", 0, 0, withscores=True)
+            pipe.zcount(f"{PREFIX}open:{source}", "-inf", _seconds(now + at_risk))
+            pipe.zcount(f"{PREFIX}open:{source}", "-inf", _seconds(now))
+            pipe.hgetall(f"{PREFIX}poll:{source}")
+            for name in (f"pause:{source}", f"hush:{source}", f"pause:{_ALL}"):
+                pipe.hmget(f"{PREFIX}{name}", "until", "why")
+            owed, later, claimed, lost, explained, held, empty, count, head, risk, overdue, poll, *pauses = pipe.execute()
+        until, why = max(((_instant(at), why) for at, why in pauses if at), default=(None, None))
+        return SourceStatus(
+            owed=owed + later,
+            claimed=claimed,
+            archived=int(count or 0),
+            lost=lost,
+            acknowledged=explained,
+            held=held,
+            empty=empty,
+            at_risk=risk,
+            overdue=overdue,
+            nearest_deadline=_instant(head[0][1]) if head else None,
+            last_poll_at=_instant(poll.get(b"at")),
+            last_poll_result=poll[b"result"].decode() if poll else None,
+            paused_until=until if until and until > now else None,
+            paused_why=why.decode() if why and until and until > now else None,
+        )
+
+    def counters(self) -> dict[str, dict[str, float]]:
+        """Every counter since Redis began: metric → label (``source`` or ``source|label``) → value."""
+        names = ["archived", "archived_bytes", "lost", "downloads", "polls", "unproven", "takeovers", "oddities"]
+        names += ["ready_to_archived", "ready_to_archived_sum"]
+        with _edge(), self._redis.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.hgetall(f"{PREFIX}m:{name}")
+            found = pipe.execute()
+        return {
+            name: {label.decode(): float(value) for label, value in values.items()}
+            for name, values in zip(names, found, strict=True)
+        }
+
+    def count(self, metric: str, label: str) -> None:
+        """Add one to a counter."""
+        with _edge():
+            self._redis.hincrbyfloat(f"{PREFIX}m:{metric}", label, 1)
+
+    def shared(self, source: str, requests_per_second: float, stop: threading.Event) -> SharedState:
+        """What the workers of `source` share."""
+        return SharedState(self, source, requests_per_second, stop)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PollTurn:
+    """The turn to list one source."""
+
+    source: str
+    token: str
+    every: timedelta
+
+
+def _interval_ms(every: timedelta) -> int:
+    """A little more than the interval, so that jitter on the way never makes two listings come too close."""
+    return int(every.total_seconds() * 1000) + 50
+
+
+def _flat(slots: Mapping[str, int]) -> list[str | float]:
+    return [part for source, most in slots.items() for part in (source, most)]
+
+
+def _record(identity: str, fields: Mapping[bytes, bytes]) -> Record:
+    history = []
+    for line in fields.get(b"hi", b"").decode(errors="replace").splitlines():
+        at, _, what = line.partition(" ")
+        if moment := _instant(at):
+            history.append((moment, what))
+    discovered = _instant(fields[b"cr"])
+    assert discovered is not None  # noqa: S101 - written by `create` for every record
+
+    def text(name: bytes) -> str | None:
+        value = fields.get(name, b"").decode()
+        return value or None
+
+    return Record(
+        output=_unpack(identity, fields[b"dl"], fields[b"doc"]),
+        state=OutputState(fields[b"st"].decode()),
+        attempts=int(fields[b"at"]),
+        downloads=int(fields[b"dn"]),
+        not_before=_instant(fields[b"nb"]),
+        last_error=text(b"er"),
+        key=text(b"ky"),
+        reason=text(b"rs"),
+        acknowledged=text(b"ak"),
+        worker=text(b"wk"),
+        discovered_at=discovered,
+        history=tuple(history),
+    )
+
+
+class SharedState:
+    """Implements `model.Shared` for one source."""
+
+    def __init__(self, ledger: Ledger, source: str, requests_per_second: float, stop: threading.Event) -> None:
+        self._ledger = ledger
+        self._redis = ledger._redis  # noqa: SLF001 - one room: this class is the ledger's other half
+        self._source = source
+        self._interval = 1 / requests_per_second
+        self._stop = stop
+
+    def pace(self) -> None:
+        """Wait for this source's turn to make one call."""
+        wait = float(self._ledger._run("pace", self._source, self._interval, _CALL_MAY_WAIT_SECONDS))  # noqa: SLF001
+        if wait < 0:
+            until = self._ledger.now() + timedelta(seconds=-wait)
+            raise ThrottledError(f"{self._source}: no call before {timestamp(until)}", not_before=until)
+        if wait and self._stop.wait(wait):
+            raise StoppedError("the process is stopping")
+
+    def hush(self, until: datetime) -> None:
+        """Let no worker call this source before `until`."""
+        self._ledger._run("hush", self._source, _seconds(until), "the vendor asked us to slow down")  # noqa: SLF001
+
+    def token(self) -> str | None:
+        """The shared token while it lives."""
+        with _edge():
+            token = self._redis.get(f"{PREFIX}token:{self._source}")
+        return token.decode() if token else None
+
+    def store_token(self, token: str, life_seconds: float) -> None:
+        """Share a new token; the turn to log in ends."""
+        with _edge():
+            if life_seconds >= 0.001:
+                self._redis.set(f"{PREFIX}token:{self._source}", token, px=int(life_seconds * 1000))
+        self.end_log_in_turn()
+
+    def drop_token(self, token: str) -> None:
+        """Forget `token` if it is still the shared one."""
+        self._ledger._run("drop_token", self._source, token)  # noqa: SLF001
+
+    def log_in_turn(self) -> bool:
+        """Take the turn to log in."""
+        with _edge():
+            return bool(self._redis.set(f"{PREFIX}login:{self._source}", "1", nx=True, ex=_LOG_IN_TURN_SECONDS))
+
+    def end_log_in_turn(self) -> None:
+        """Give it back."""
+        with _edge():
+            self._redis.delete(f"{PREFIX}login:{self._source}")
