@@ -1,0 +1,113 @@
+"""Names from headers are read in every form in use, and no name can leave its place in the key."""
+
+from __future__ import annotations
+
+import unicodedata
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.names import from_content_disposition, safe_name
+
+
+@pytest.mark.parametrize(
+    ("header", "name"),
+    [
+        (None, None),
+        ("", None),
+        ("attachment", None),
+        ("attachment; filename=", None),
+        ('attachment; filename=""', None),
+        ("attachment; filename=CustomExport_2206923.txt", "CustomExport_2206923.txt"),
+        ("attachment;filename=spaaza-export.csv", "spaaza-export.csv"),
+        ("filename=foo.csv", "foo.csv"),
+        ('attachment; FILENAME = "foo.csv" ;', "foo.csv"),
+        ("attachment; filename=Custom Export (1).csv", "Custom Export (1).csv"),
+        ('attachment; filename="a b;c.csv"; size=3', "a b;c.csv"),
+        (r'attachment; filename="C:\dir\f.csv"', r"C:\dir\f.csv"),
+        (r'attachment; filename="a\"b.csv"', 'a"b.csv'),
+        ('attachment; filename="unterminated.csv', "unterminated.csv"),
+        ('attachment; name="filename=x.csv"; filename=real.csv', "real.csv"),
+        ("attachment; filename=x.csv; filename*=UTF-8''%e2%82%ac%20rates.csv", "€ rates.csv"),
+        ("attachment; filename*=UTF-8''%e2%82%ac%20rates.csv; filename=x.csv", "€ rates.csv"),
+        ("attachment; filename*=iso-8859-1'en'%a3%20rates", "£ rates"),
+        ("attachment; filename*=UTF-8''bad%ff.csv; filename=good.csv", "good.csv"),
+        ("attachment; filename*=no-such-charset''a.csv; filename=good.csv", "good.csv"),
+        ('attachment; filename*0="foo"; filename*1="bar.csv"', "foobar.csv"),
+        ("attachment; filename*0*=UTF-8''foo-%c3%a4; filename*1=\".html\"", "foo-ä.html"),
+        ('attachment; filename="Rapport Ã©tÃ©.csv"', "Rapport été.csv"),
+        ('attachment; filename="Gr\xf6\xdfe.csv"', "Größe.csv"),
+        ('attachment; filename="=?UTF-8?B?w6kuY3N2?="', "é.csv"),
+        ('attachment; filename="=?no-such?B?w6kuY3N2?="', "=?no-such?B?w6kuY3N2?="),
+        ("attachment; filename=../../etc/passwd", "../../etc/passwd"),
+    ],
+)
+def test_reads_every_form_of_the_header(header, name):
+    assert from_content_disposition(header) == name
+
+
+@given(st.text())
+def test_an_extended_name_comes_back_as_it_was(name):
+    encodable = name.encode("utf-8", "ignore").decode()
+    assert (from_content_disposition(f"attachment; filename*=UTF-8''{quote(encodable, safe='')}") or "") == encodable
+
+
+@given(st.text(st.characters(max_codepoint=255)) | st.from_regex(r"attachment(; ?filename(\*\d?\*?)?=[^\n]{0,20}){0,4}"))
+def test_no_header_makes_the_parser_fail(header):
+    name = from_content_disposition(header)
+    assert name is None or name
+
+
+@pytest.mark.parametrize(
+    ("raw", "name"),
+    [
+        ("Custom Export (1) – été €.csv", "Custom Export (1) – été €.csv"),
+        ("報告書 2026.xlsx", "報告書 2026.xlsx"),
+        ("../../etc/passwd", "passwd"),
+        (r"C:\Users\x\f.csv", "f.csv"),
+        ("dir/", "dir"),
+        ("a\x00b\r\nc\x1f.csv", "abc.csv"),
+        ("invoice\u202efdp.exe", "invoicefdp.exe"),
+        ("a\u200bb\ufeff.csv", "ab.csv"),
+        ("  spaced.csv .. ", "spaced.csv"),
+        ("e\u0301.csv", "é.csv"),
+        (".", "fallback"),
+        ("..", "fallback"),
+        ("/", "fallback"),
+        ("", "fallback"),
+        (None, "fallback"),
+        ("\ud800", "fallback"),
+        ("CON", "_CON"),
+        ("nul.txt", "_nul.txt"),
+        ("console.txt", "console.txt"),
+        (".htaccess", ".htaccess"),
+        ("%2e%2e%2fx", "%2e%2e%2fx"),
+    ],
+)
+def test_a_name_is_made_safe_and_stays_what_it_was(raw, name):
+    assert safe_name(raw, "fallback") == name
+
+
+def test_a_long_name_keeps_its_extension_and_stays_apart_from_its_neighbour():
+    one, other = safe_name("ü" * 300 + "1.xlsx", "f"), safe_name("ü" * 300 + "2.xlsx", "f")
+    assert one != other
+    assert one.endswith(".xlsx")
+    assert len(one.encode()) <= 255
+
+
+def test_never_empty_whatever_the_fallback_is():
+    assert safe_name("..", "/") == "file"
+
+
+@given(st.text() | st.text(st.sampled_from("./\\ a\u202e\u0301CON:*é\x00"), max_size=300))
+def test_any_name_is_one_stable_segment(raw):
+    name = safe_name(raw, "fallback")
+    assert name
+    assert name not in {".", ".."}
+    assert not set(name) & set("/\\")
+    assert len(name.encode()) <= 255
+    assert unicodedata.is_normalized("NFC", name)
+    assert not any(unicodedata.category(char) in {"Cc", "Cf", "Cs", "Zl", "Zp"} for char in name)
+    assert safe_name(name, "other") == name
