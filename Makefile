@@ -1,0 +1,53 @@
+# Every target makes its own set-up first. Nothing is installed outside .venv, save by `make tools`.
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+SUPPORTED = import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.13; do \
+	$$python -c '$(SUPPORTED)' 2>/dev/null && echo $$python && break; done)
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint lock tools
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | while IFS="$$(printf '\t')" read -r target what; \
+	do printf 'make %-8s %s\n' "$$target" "$$what"; done
+
+setup: $(READY) ## make .venv, with exactly what requirements.lock names
+
+demo: $(READY) ## the whole daemon against four simulated vendors, a real Redis and an S3; ARGS="--keep" leaves it running
+	@lastcall demo $(ARGS)
+
+test: $(READY) ## the full test suite; ARGS="tests/test_settings.py -x" for a part of it
+	@python -m pytest -q $(ARGS)
+
+lint: $(READY) ## style, types, the direction of imports; silent when all is well
+	@ruff check --quiet .
+	@ruff format --check --quiet .
+	@mypy --no-error-summary
+	@lint-imports > $(VENV)/lint-imports.log 2>&1 || { cat $(VENV)/lint-imports.log; exit 1; }
+	@! git grep --no-index --exclude-standard -nIE '[p]ypi\.org|[p]ythonhosted\.org|^ *--(extra-)?[i]ndex-url' \
+		|| { echo 'lint: the lines above name a package index; where packages come from is the user'\''s choice' >&2; exit 1; }
+
+lock: $(READY) ## write requirements.lock anew from pyproject.toml; ARGS="--upgrade" takes the newest versions
+	@UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-emit-find-links --extra demo --group dev $(ARGS) pyproject.toml -o requirements.lock
+	@$(MAKE) --no-print-directory setup
+
+tools: ## what some tests need from outside and are skipped without: Chromium, Redis (Debian, as root)
+	apt-get update -q
+	apt-get install -q -y --no-install-recommends chromium redis-server
+
+$(READY): requirements.lock pyproject.toml
+	@test -n '$(PYTHON)' && $(PYTHON) -c '$(SUPPORTED)' || { \
+		echo 'lastcall needs Python 3.11 or newer. Install it (Debian: apt-get install python3 python3-venv), or name yours:' >&2; \
+		echo '    make $(or $(MAKECMDGOALS),setup) PYTHON=/path/to/python3.12' >&2; exit 2; }
+	@echo 'setting up $(VENV), once …' >&2
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --require-hashes --only-binary :all: -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
