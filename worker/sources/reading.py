@@ -76,7 +76,7 @@ def _clean(value: Any, depth: int) -> Any:
 
 
 def parse_moment(text: str, zone: tzinfo) -> Moment:
-    """Read an ISO 8601 time with any number of fraction digits, ``Z``, an offset, or no zone (then `zone`). Raises `ValueError`.
+    """Read an ISO 8601 time: any number of fraction digits; ``Z``, an offset, or no zone (then `zone`). Raises `ValueError`.
 
     Of the two readings of an hour that a clock change repeats, the earlier one is taken: a deadline must not come out late.
     """
@@ -162,14 +162,13 @@ class Fields:
     def number(self, *names: str) -> float | None:
         """Give a finite number, also where it came as text."""
         value = self.get(*names)
+        if value is None:
+            return None
         try:
-            if value is None or isinstance(value, bool):
-                number = None
-            else:
-                number = float(value)
+            number = math.nan if isinstance(value, bool) else float(value)
         except (TypeError, ValueError, OverflowError) as exc:
             raise self.wrong(names[0], "is not a number") from exc
-        if isinstance(value, bool) or (number is not None and not math.isfinite(number)):
+        if not math.isfinite(number):
             raise self.wrong(names[0], "is not a number")
         return number
 
