@@ -141,7 +141,9 @@ class Link:
     `expires_at`: when the link itself ages, None when it does not.
     `counted`: the vendor counts downloads of it, so the ledger reserves one before each GET, and bytes are not fetched twice.
     `resumable`: a ranged GET may be tried after a cut (not for a counted link: each GET counts).
-    `filename`: a name known from the link itself (a URL's last segment), used when the download's headers give none.
+    `filename`: the name, where the source knows it better than the download's headers do.
+    `fallback_filename`: the name where neither headers nor wrapping tell one; without an extension, magic bytes give one.
+    `downloads`: the vendor's own counter as read with the link, None where there is none.
     """
 
     url: str = field(repr=False)
@@ -151,6 +153,9 @@ class Link:
     counted: bool = False
     resumable: bool = True
     filename: str | None = None
+    downloads: int | None = None
+    fallback_filename: str | None = None
+    downloads: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
