@@ -269,6 +269,18 @@ class Made:
         yield from _slice(self.make(), start, self.size if end is None else end)
 
 
+@dataclass(frozen=True)
+class First:
+    """The first bytes of a stream, passed off as all of it."""
+
+    inner: Stream
+    size: int
+
+    def read(self, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """Yield the slice."""
+        yield from self.inner.read(start, self.size if end is None else min(end, self.size))
+
+
 def gzipped(inner: Stream) -> Made:
     """Give `inner` compressed by gzip, quickly rather than well."""
 
