@@ -153,7 +153,6 @@ class Link:
     counted: bool = False
     resumable: bool = True
     filename: str | None = None
-    downloads: int | None = None
     fallback_filename: str | None = None
     downloads: int | None = None
 

@@ -88,6 +88,7 @@ class Api2convert:
         """
         del since
         seen: set[str] = set()
+        total = None
         for _ in range(MAX_SWEEPS):
             total = yield from self._sweep(seen)
             if total is None or len(seen) >= total:
@@ -95,7 +96,7 @@ class Api2convert:
         log.warning("listing_short", source=self._settings.name, jobs=len(seen), announced=total)
 
     def _sweep(self, seen: set[str]) -> Generator[Job, None, int | None]:
-        """Read all pages, yield the jobs that are not in `seen` and add them. Returns the last ``X-Count``, None without one."""
+        """Read all pages, yield the jobs that are not in `seen` and add them. Returns the last ``X-Count`` or None."""
         swept: set[str] = set()
         pages_without_news = 0
         for page in range(1, MAX_PAGES + 1):
@@ -246,11 +247,8 @@ class Api2convert:
         The link is counted: one GET, never a HEAD, never a resume. It carries no key; only the download password, if set.
         """
         fields = self._standing(output.id)
-        word = _word(fields, [])
-        if word in _GONE:
-            raise OutputGoneError(f"{fields.where}: the vendor says that it is {_GONE[word]}", reason=_GONE[word])
-        if word == _OVERUSED:
-            raise OverusedError(f"{fields.where}: {_OVERUSED_ADVICE}")
+        if (withheld := _withheld(_word(fields, []), fields.where)) is not None:
+            raise withheld
         uri = fields.need("uri", fields.text("uri", "download_uri"))
         if urlsplit(uri).scheme not in {"http", "https"}:
             raise fields.wrong("uri", "is not a link")
@@ -262,7 +260,8 @@ class Api2convert:
             headers=headers,
             counted=True,
             resumable=False,
-            filename=unquote(urlsplit(uri).path.rpartition("/")[2]) or output.id.output_id,
+            filename=output.filename or _optional_text(fields, [], "filename", "name"),
+            fallback_filename=unquote(urlsplit(uri).path.rpartition("/")[2]) or output.id.output_id,
             downloads=_count(fields, [], "downloads_counter"),
         )
 
@@ -280,25 +279,26 @@ class Api2convert:
 
         A status that nobody knows was worth one try; after it the output is held.
         """
-        reply = Reply.of_refusal(refusal)
         fields = self._standing(output.id)
-        where = fields.where
         word = _word(fields, [])
-        if word in _GONE:
-            return OutputGoneError(f"{where}: the vendor says that it is {_GONE[word]}", reason=_GONE[word])
-        if word == _OVERUSED:
-            return OverusedError(f"{where}: {_OVERUSED_ADVICE}")
-        if (throttled := self._session.throttled(reply)) is not None:
-            return throttled
-        status = reply.status
+        return (
+            _withheld(word, fields.where)
+            or self._session.throttled(Reply.of_refusal(refusal))
+            or self._disagreement(word, fields.where, refusal)
+        )
+
+    def _disagreement(self, word: str, where: str, refusal: RefusedError) -> LastcallError:
+        """Say what to do with a refused download whose status reads as if it could be had."""
+        status = refusal.status
         if status >= 500 or status == 408:
             message = f"{where}: the download host answered {status}"
-            return VendorUnavailableError(message, not_before=retry_after(reply.headers, datetime.now(UTC)))
+            return VendorUnavailableError(message, not_before=retry_after(refusal.headers, datetime.now(UTC)))
         if word != _OFFERED:
             return HeldError(f"{where}: status {word[:40]!r}, and the download was refused with {status}; ask the vendor")
         if status in {401, 403}:
             advice = "check it" if self._settings.download_password is not None else "set it if the file has one"
-            return HeldError(f"{where}: the download was refused with {status}; download_password: {advice}, then `lastcall retry`")
+            why = f"the download was refused with {status}; download_password: {advice}, then `lastcall retry`"
+            return HeldError(f"{where}: {why}")
         if status in {404, 410} or status < 400:
             return VendorReplyError(f"{where}: the API offers the file, the download host answered {status} without it")
         return HeldError(f"{where}: the download was refused with {status}; ask the vendor, then `lastcall retry`")
@@ -352,6 +352,15 @@ def _names_file(fields: Fields) -> bool:
 
 def _word(fields: Fields, warnings: list[str]) -> str:
     return (_optional_text(fields, warnings, "status") or "").strip().lower()
+
+
+def _withheld(word: str, where: str) -> LastcallError | None:
+    """Give the error for an output whose status says that it cannot be downloaded, else None."""
+    if word in _GONE:
+        return OutputGoneError(f"{where}: the vendor says that it is {_GONE[word]}", reason=_GONE[word])
+    if word == _OVERUSED:
+        return OverusedError(f"{where}: {_OVERUSED_ADVICE}")
+    return None
 
 
 def _optional_text(fields: Fields, warnings: list[str], *names: str) -> str | None:
