@@ -11,6 +11,7 @@ other side trickles. A socket's own timeout is per read, so a byte a minute neve
 from __future__ import annotations
 
 import contextlib
+import http.client
 import ipaddress
 import logging
 import os
@@ -21,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Self, TypeAlias
+from urllib.parse import urlsplit
 
 import idna
 import requests
@@ -32,7 +34,7 @@ from urllib3.exceptions import ConnectTimeoutError, LocationParseError, NameReso
 from urllib3.poolmanager import PoolManager
 from urllib3.util.url import Url, parse_url
 
-from worker.errors import BlockedAddressError, LastcallError, VendorReplyError, VendorUnavailableError
+from worker.errors import BlockedAddressError, IncompleteBodyError, LastcallError, VendorReplyError, VendorUnavailableError
 from worker.settings import SourceSettings
 
 _Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -120,22 +122,35 @@ def transport_error(exc: Exception) -> LastcallError:
     for inner in chain:
         if isinstance(inner, LastcallError):
             return inner
-    kinds: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
-        ((requests.exceptions.InvalidURL, requests.exceptions.MissingSchema, LocationParseError), "a URL that cannot be read"),
-        ((requests.exceptions.ProxyError, urllib3.exceptions.ProxyError), "the proxy refused or could not be reached"),
-        ((requests.exceptions.SSLError, urllib3.exceptions.SSLError), "TLS failed or the certificate is not trusted"),
-        ((NameResolutionError,), "the host name could not be resolved"),
-        ((NewConnectionError, ConnectionRefusedError), "no connection could be made"),
-        ((ConnectTimeoutError, requests.exceptions.ConnectTimeout), "connecting timed out"),
-        ((urllib3.exceptions.ReadTimeoutError, requests.exceptions.ReadTimeout, TimeoutError), "no answer within read_timeout"),
-        ((urllib3.exceptions.ProtocolError, requests.exceptions.ConnectionError, OSError), "the connection broke"),
-    )
-    for classes, what in kinds:
+    for classes, error in _KINDS:
         if any(isinstance(inner, classes) for inner in chain):
-            if what == "a URL that cannot be read":
-                return VendorReplyError(f"the vendor gave {what}")
-            return VendorUnavailableError(f"the vendor cannot be reached: {what}")
+            return error()
     return VendorUnavailableError(f"the vendor cannot be reached: {type(exc).__name__}")
+
+
+def _unavailable(what: str) -> Callable[[], LastcallError]:
+    return lambda: VendorUnavailableError(f"the vendor cannot be reached: {what}")
+
+
+def _unreadable(what: str) -> Callable[[], LastcallError]:
+    return lambda: VendorReplyError(f"the vendor gave {what}")
+
+
+# The first that fits is taken: urllib3's kinds are subclasses of one another, and requests wraps several in one.
+_KINDS: tuple[tuple[tuple[type[BaseException], ...], Callable[[], LastcallError]], ...] = (
+    ((requests.exceptions.InvalidURL, LocationParseError), _unreadable("a URL that cannot be read")),
+    ((requests.exceptions.InvalidHeader, urllib3.exceptions.InvalidHeader), _unreadable("headers that cannot be true")),
+    ((requests.exceptions.ProxyError, urllib3.exceptions.ProxyError), _unavailable("the proxy refused or is away")),
+    (
+        (requests.exceptions.SSLError, urllib3.exceptions.SSLError),
+        _unavailable("TLS failed, or its certificate is not trusted"),
+    ),
+    ((NameResolutionError,), _unavailable("the host name could not be resolved")),
+    ((NewConnectionError, ConnectionRefusedError), _unavailable("no connection could be made")),
+    ((ConnectTimeoutError, requests.exceptions.ConnectTimeout), _unavailable("connecting timed out")),
+    ((urllib3.exceptions.ReadTimeoutError, requests.exceptions.ReadTimeout, TimeoutError), _unavailable("no answer in time")),
+    ((urllib3.exceptions.ProtocolError, OSError), _unavailable("the connection broke")),
+)
 
 
 def _chain(exc: BaseException | None) -> Iterator[BaseException]:
@@ -153,16 +168,18 @@ def _chain(exc: BaseException | None) -> Iterator[BaseException]:
 
 
 def _parse(url: str) -> Url:
-    """Read `url` as the connection will read it (urllib3), so that no second reading can find another host in it."""
+    """Read `url` as the connection will read it (urllib3). requests reads it with the standard library as well: where the two
+    could see two hosts, neither is believed.
+    """
     try:
-        parts = parse_url(url.strip(" "))
-    except LocationParseError as exc:
+        parts = parse_url(url)
+        agreed = _canonical(urlsplit(url).hostname or "") == _host(parts)
+    except (LocationParseError, ValueError) as exc:
         raise BlockedAddressError("the vendor points to a URL that cannot be read") from exc
-    authority = url.partition("://")[2]
     if parts.scheme not in _DEFAULT_PORTS or not parts.host:
         raise BlockedAddressError("the vendor points to something that is not an absolute http(s) URL")
-    if _CONTROL.search(url) or "\\" in re.split(r"[/?#]", authority, maxsplit=1)[0]:
-        raise BlockedAddressError("the vendor points to a URL with characters that no URL has")
+    if not agreed or _CONTROL.search(url) or "\\" in re.split(r"[/?#]", url.partition("://")[2], maxsplit=1)[0]:
+        raise BlockedAddressError("the vendor points to a URL that can be read in two ways")
     return parts
 
 
@@ -410,9 +427,50 @@ _watchman = _Watchman()
 # --- the connection, from the inside out -----------------------------------------------------------------------------
 
 
+class _Response(http.client.HTTPResponse):
+    """An answer whose end is proved. http.client takes ``0`` without a line's end for the last chunk, though it may be the
+    start of ``0001000``; and it leaves bytes beyond Content-Length unseen, though they mean that the length is wrong.
+    """
+
+    _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\n]*)?\r?\n")
+    _CLOSE_SECONDS = 0.5
+
+    def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        self._connected = sock
+
+    def read1(self, n: int = -1) -> bytes:
+        """Read once. Raises `IncompleteBodyError` when bytes follow the last one that Content-Length allows."""
+        data = super().read1(n)
+        if data and self.length == 0 and not self.chunked and self._surplus():
+            raise IncompleteBodyError("the body is longer than its Content-Length")
+        return data
+
+    def _surplus(self) -> bool:
+        """Whether there is more, other than the line's end that some servers add, or another answer. Waits for the end of
+        the connection where the server announced it, else not at all.
+        """
+        before = self._connected.gettimeout()
+        try:
+            self._connected.settimeout(self._CLOSE_SECONDS if self.will_close else 0)
+            more = self.fp.peek(16)
+            self._connected.settimeout(before)
+        except OSError:  # nothing there, which is as it should be, or the connection ended after the body
+            return False
+        return bool(more.strip(b"\r\n")) and not more.startswith(b"HTTP/")
+
+    def _read_next_chunk_size(self) -> int:
+        line = self.fp.readline(1024)
+        match = self._CHUNK_SIZE.fullmatch(line)
+        if match is None:
+            raise ValueError("not a chunk size")
+        return int(match[1], 16)
+
+
 class _Guarded(HTTPConnection):
     """A connection that checks the address it connects to, and tells its socket to the watch of the sending thread."""
 
+    response_class = _Response
     allow_private = True  # a pool says otherwise; a connection to a proxy is the operator's choice
 
     def _new_conn(self) -> socket.socket:
