@@ -127,8 +127,8 @@ class Crayon:
         )
         if reply.status in {400, 401, 403}:
             raise LogInRefusedError(
-                f"log-in: Crayon refuses it ({reply.status}); check the four credentials. A client secret ends two years after it"
-                " was made: after long service, make a new one in Cloud-iQ"
+                f"log-in: refused ({reply.status}); check the four credentials. Client secrets end two years after they"
+                " were made: after long service, make one in Cloud-iQ"
             )
         if not reply.ok:
             raise reply.unexpected()
