@@ -12,11 +12,11 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
-from urllib.parse import urlsplit
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
+from urllib.parse import SplitResult, urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
@@ -26,10 +26,11 @@ from pydantic import (
     ByteSize,
     ConfigDict,
     Field,
-    StringConstraints,
+    ModelWrapValidatorHandler,
     ValidationError,
     model_validator,
 )
+from pydantic_core import InitErrorDetails
 
 from worker.errors import ConfigurationError
 
@@ -37,7 +38,12 @@ DEFAULT_PATH = Path("config/lastcall.toml")
 
 _FOREIGN = re.compile(r"(AWS_|LASTCALL_|(https?|all|no|ftp)_proxy$)", re.IGNORECASE)
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_DURATION = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)(ms|s|m|h|d)")
+_LONGEST = timedelta(days=36_500)
+_SIZE = re.compile(r"\d{1,15}(\.\d{1,6})?\s*[kKMGTP]?i?B")
+_HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[\w.-]+)"
+_LABELS = re.compile(r"(?!-)[\w-]{1,63}(?<!-)(\.(?!-)[\w-]{1,63}(?<!-))*\.?")
+_SENTINELS = re.compile(rf"sentinel://([^@/]*@)?{_HOST}(:\d+)?(,{_HOST}(:\d+)?)*/[^/?#]+(/\d+)?")
 
 
 def _duration(value: object) -> object:
@@ -47,27 +53,67 @@ def _duration(value: object) -> object:
     match = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
         raise ValueError('expected a duration such as "90s", "15m", "24h" or "7d"')
-    return timedelta(seconds=float(match[1]) * _UNITS[match[2]])
+    seconds = float(match[1]) * _UNITS[match[2]]
+    if seconds > _LONGEST.total_seconds():
+        raise ValueError("longer than a hundred years")
+    return timedelta(seconds=seconds)
+
+
+def _at_least(limit: timedelta) -> Callable[[timedelta], timedelta]:
+    def check(value: timedelta) -> timedelta:
+        if value < limit:
+            raise ValueError(f"must be at least {limit.total_seconds():g}s")
+        return value
+
+    return check
 
 
 def _size(value: object) -> object:
-    """Refuse bare numbers and negative sizes; `ByteSize` reads the rest (``"64MiB" "5GiB"``)."""
-    if isinstance(value, int):
+    """Let `ByteSize` read ``"64MiB" "5GiB"``, and a whole number as bytes; what it reads too generously is refused."""
+    if isinstance(value, str) and _SIZE.fullmatch(value.strip()):
+        return value.strip()
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
-    if not isinstance(value, str) or not re.fullmatch(r"\d+(\.\d+)?\s*[kKMGTP]?i?B", value.strip()):
-        raise ValueError('expected a size such as "64MiB" or "5GiB"')
-    return value
+    raise ValueError('expected a size such as "64MiB" or "5GiB"')
 
 
-def _base_url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
+def _split(value: str) -> SplitResult | None:
+    """Give the parts of a URL that has a host and a port that can be, or None."""
+    try:
+        parts = urlsplit(value)
+        return parts if parts.hostname and parts.port != 0 and value.isprintable() and " " not in value else None
+    except ValueError:  # an address in brackets that is none, a port that is none
+        return None
+
+
+def _url(value: str) -> str:
+    """Check what is common to every http(s) URL of the file. Messages never repeat it: it may carry a password."""
+    parts = _split(value)
+    if parts is None or parts.scheme not in {"http", "https"}:
         raise ValueError("expected an absolute http:// or https:// URL")
-    if parts.username or parts.password:
-        raise ValueError("a URL must not carry credentials; use the source's own keys")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("a URL must not carry credentials; use the keys that are made for them")
     if parts.query or parts.fragment:
         raise ValueError("a base URL has no query and no fragment")
     return value.rstrip("/")
+
+
+def _proxy(value: str) -> str:
+    if urlsplit(value).path:
+        raise ValueError("expected a proxy such as http://proxy.example.com:3128, without a path")
+    return value
+
+
+def _redis_url(value: str) -> str:
+    """Check the form of a Redis URL. Messages never repeat it: it may carry a password."""
+    if _SENTINELS.fullmatch(value):
+        return value
+    parts = _split(value)
+    if parts is None or parts.scheme not in {"redis", "rediss"}:
+        raise ValueError("expected redis://host:port/0, rediss://host:port/0 or sentinel://host:port,host:port/master")
+    if not re.fullmatch(r"/?[0-9]*", parts.path):
+        raise ValueError("a Redis URL ends in the number of a database, such as /0")
+    return value
 
 
 def _zone(value: str) -> str:
@@ -79,18 +125,74 @@ def _zone(value: str) -> str:
 
 
 def _listen(value: str) -> str:
-    host, _, port = value.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ValueError('expected host:port, such as "127.0.0.1:8080"')
+    match = re.fullmatch(rf"({_HOST}):([0-9]{{1,5}})", value)
+    if not match or not 0 < int(match[2]) < 65536 or (match[1].startswith("[") and not _is_address(match[1][1:-1])):
+        raise ValueError('expected host:port, such as "127.0.0.1:8080" or "[::1]:8080"')
+    return value
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _download_host(value: str) -> str:
+    name = value.removeprefix("*.")
+    named = _LABELS.fullmatch(name) and not re.fullmatch(r"[\d.]+", name)
+    if not named and not _is_address(value.strip("[]")):
+        raise ValueError('expected "files.example.com", "*.example.com" or an address, without scheme, port or path')
+    return value.lower()
+
+
+def _bucket(value: str) -> str:
+    # S3's own names, those of older buckets and of other services, and the ARN of an access point.
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}|arn:[\w:/-]+", value):
+        raise ValueError("not the name of a bucket; a path within it belongs into prefix, a host into endpoint_url")
+    return value
+
+
+def _source_name(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", value):
+        raise ValueError("part of every key, so: lower-case letters, digits and -, at most 63, not beginning with -")
+    return value
+
+
+def _environment_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+        raise ValueError("not the name of an environment variable")
+    return value
+
+
+def _prefix(value: str) -> str:
+    value = value.removesuffix("/")
+    if value and not all(re.fullmatch(r"[A-Za-z0-9!_.*'()-]+", part) and part.strip(".") for part in value.split("/")):
+        raise ValueError('expected "", or segments such as "archive" or "team/exports", without a leading / or blanks')
+    return value
+
+
+def _existing_file(value: Path) -> Path:
+    if not value.is_file():
+        raise ValueError(f"no such file: {value}")
     return value
 
 
 Duration: TypeAlias = Annotated[timedelta, BeforeValidator(_duration)]
+PositiveDuration: TypeAlias = Annotated[Duration, AfterValidator(_at_least(timedelta(milliseconds=1)))]
 Size: TypeAlias = Annotated[ByteSize, BeforeValidator(_size)]
-BaseUrl: TypeAlias = Annotated[str, AfterValidator(_base_url)]
+BaseUrl: TypeAlias = Annotated[str, AfterValidator(_url)]
+ProxyUrl: TypeAlias = Annotated[BaseUrl, AfterValidator(_proxy)]
 TimeZone: TypeAlias = Annotated[str, AfterValidator(_zone)]
 Listen: TypeAlias = Annotated[str, AfterValidator(_listen)]
-SourceName: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+DownloadHost: TypeAlias = Annotated[str, AfterValidator(_download_host)]
+Prefix: TypeAlias = Annotated[str, AfterValidator(_prefix)]
+ExistingFile: TypeAlias = Annotated[Path, AfterValidator(_existing_file)]
+Bucket: TypeAlias = Annotated[str, AfterValidator(_bucket)]
+SourceName: TypeAlias = Annotated[str, AfterValidator(_source_name)]
+EnvironmentName: TypeAlias = Annotated[str, AfterValidator(_environment_name)]
+Rate: TypeAlias = Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)]
 
 
 class _Table(BaseModel):
@@ -98,13 +200,45 @@ class _Table(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, str_max_length=10_000)
 
+    def rules(self) -> Iterator[tuple[str, str]]:
+        """Give what is wrong between keys that are right by themselves, each with the key to name."""
+        yield from ()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _all_problems(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Ask for the `rules` even when single keys are wrong (then without those keys), so that one run reports all."""
+        problems: list[InitErrorDetails] = []
+        wrong: set[int | str] = set()
+        try:
+            table = handler(value)
+        except ValidationError as exc:
+            wrong = {error["loc"][0] for error in exc.errors() if error["loc"]}
+            if not wrong or not isinstance(value, dict):
+                raise
+            problems = [_detail(error["type"], error["loc"], error.get("ctx", {})) for error in exc.errors()]
+            try:
+                table = handler({key: item for key, item in value.items() if key not in wrong})
+            except ValidationError:  # a required key is wrong or missing, so that the rules have nothing to go by
+                raise exc from None
+        for key, what in table.rules():
+            if key not in wrong:
+                problems.append(_detail("value_error", (key,), {"error": ValueError(what)}))
+        if problems:
+            raise ValidationError.from_exception_data(cls.__name__, problems)
+        return table
+
+
+def _detail(kind: str, location: tuple[int | str, ...], context: dict[str, Any]) -> InitErrorDetails:
+    return InitErrorDetails(type=kind, loc=location, input=None, ctx=context)
+
 
 class Secret(_Table):
     """A value that must not be seen: `{ env = "NAME" }`, `{ file = "PATH" }`, or a literal string (`check` warns about it)."""
 
-    env: str | None = None
+    env: EnvironmentName | None = None
     file: Path | None = None
-    literal: str | None = Field(default=None, repr=False)
+    literal: str | None = Field(default=None, min_length=1, repr=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -127,9 +261,11 @@ class Secret(_Table):
         """Say what is unwise about where this secret is kept, or None."""
         if self.literal is not None:
             return 'a literal secret; { env = "NAME" } or { file = "PATH" } keeps it out of this file'
-        if self.file is not None and self.file.exists() and self.file.stat().st_mode & stat.S_IROTH:
-            return f"{self.file} is readable by all; chmod 600"
-        return None
+        try:
+            readable_by_all = self.file is not None and self.file.stat().st_mode & stat.S_IROTH
+        except OSError:  # `problem` says so
+            return None
+        return f"{self.file} is readable by all; chmod 600" if readable_by_all else None
 
     def reveal(self) -> str:
         """Give the value as it is now. Raises `ConfigurationError` when the variable or the file is not there or empty."""
@@ -149,11 +285,17 @@ class Secret(_Table):
         return value
 
 
+def _literal_redis_url(secret: Secret) -> Secret:
+    if secret.literal is not None:
+        _redis_url(secret.literal)
+    return secret
+
+
 class ArchiveSettings(_Table):
     """``[archive]``: the bucket."""
 
-    bucket: str = Field(min_length=1)
-    prefix: Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9!_.*'()-]+(/[A-Za-z0-9!_.*'()-]+)*)?$")] = ""
+    bucket: Bucket
+    prefix: Prefix = ""
     endpoint_url: BaseUrl | None = None
     region: str | None = None
     access_key_id: Secret | None = None
@@ -164,22 +306,20 @@ class ArchiveSettings(_Table):
     object_lock_mode: Literal["GOVERNANCE", "COMPLIANCE"] | None = None
     object_lock_days: int | None = Field(default=None, ge=1)
 
-    @model_validator(mode="after")
-    def _pairs(self) -> ArchiveSettings:
-        if (self.access_key_id is None) != (self.secret_access_key is None):
-            raise ValueError("access_key_id and secret_access_key go together; give both or neither")
-        if (self.object_lock_mode is None) != (self.object_lock_days is None):
-            raise ValueError("object_lock_mode and object_lock_days go together; give both or neither")
+    def rules(self) -> Iterator[tuple[str, str]]:
+        """Some keys go together."""
+        for one, other in (("access_key_id", "secret_access_key"), ("object_lock_mode", "object_lock_days")):
+            if (getattr(self, one) is None) != (getattr(self, other) is None):
+                yield (one if getattr(self, one) is None else other), f"missing; {one} and {other} go together"
         if self.kms_key_id and self.sse not in {"aws:kms", "aws:kms:dsse"}:
-            raise ValueError('kms_key_id needs sse = "aws:kms"')
-        return self
+            yield "kms_key_id", 'needs sse = "aws:kms" or "aws:kms:dsse"'
 
 
 class WorkerSettings(_Table):
     """``[worker]``: limits of one worker process."""
 
-    max_output_bytes: Size = ByteSize(100 * 2**30)
-    lease: Annotated[Duration, Field(ge=timedelta(seconds=2))] = timedelta(seconds=60)
+    max_output_bytes: Annotated[Size, Field(gt=0)] = ByteSize(100 * 2**30)
+    lease: Annotated[Duration, AfterValidator(_at_least(timedelta(seconds=2)))] = timedelta(seconds=60)
     at_risk: Duration = timedelta(minutes=15)
     concurrency: int = Field(default=16, ge=1, le=1024)
     spool_bytes: Size = ByteSize(2 * 2**30)
@@ -205,18 +345,14 @@ class _Listening(_Table):
     @property
     def on_loopback(self) -> bool:
         """Whether only this machine can connect."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        return self.host == "localhost" or (_is_address(self.host) and ipaddress.ip_address(self.host).is_loopback)
 
-    @model_validator(mode="after")
-    def _password(self) -> _Listening:
+    def rules(self) -> Iterator[tuple[str, str]]:
+        """A password is required anywhere but on loopback."""
         if (self.username is None) != (self.password is None):
-            raise ValueError("username and password go together; give both or neither")
-        if self.password is None and not self.on_loopback:
-            raise ValueError(f"username and password are required to listen on {self.listen}; or listen on 127.0.0.1")
-        return self
+            yield ("username" if self.username is None else "password"), "missing; username and password go together"
+        elif self.password is None and not self.on_loopback:
+            yield "password", f"username and password are required to listen on {self.listen}; or listen on 127.0.0.1"
 
 
 class WebSettings(_Listening):
@@ -242,19 +378,19 @@ class _SourceTable(_Table):
 
     name: str = ""
     base_url: BaseUrl
-    poll_every: Annotated[Duration, Field(ge=timedelta(seconds=1))] = timedelta(seconds=60)
-    retention: Annotated[Duration, Field(gt=timedelta(0))]
-    requests_per_second: float = Field(gt=0, le=10_000)
+    poll_every: Annotated[Duration, AfterValidator(_at_least(timedelta(seconds=1)))] = timedelta(seconds=60)
+    retention: PositiveDuration
+    requests_per_second: Rate
     max_concurrent_downloads: int = Field(default=4, ge=1, le=1000)
-    connect_timeout: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(seconds=10)
-    read_timeout: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(seconds=60)
+    connect_timeout: PositiveDuration = timedelta(seconds=10)
+    read_timeout: PositiveDuration = timedelta(seconds=60)
     min_throughput: Size = ByteSize(1024)  # bytes per second, over a minute; 0B turns it off
     timezone: TimeZone | None = None
     deadline_margin: Duration | None = None
     allow_private_hosts: bool = False
-    download_hosts: tuple[str, ...] = ()
-    ca_bundle: Path | None = None
-    proxy: BaseUrl | None = None
+    download_hosts: tuple[DownloadHost, ...] = ()
+    ca_bundle: ExistingFile | None = None
+    proxy: ProxyUrl | None = None
     enabled: bool = True
 
     default_margin: ClassVar[timedelta] = timedelta(0)
@@ -273,6 +409,16 @@ class _SourceTable(_Table):
             return timedelta(0)
         return min(self.default_margin, self.retention / 8)
 
+    def rules(self) -> Iterator[tuple[str, str]]:
+        """The margin leaves something of the retention."""
+        if self.deadline_margin is not None and self.deadline_margin >= self.retention:
+            yield "deadline_margin", "must be shorter than retention, or every output would be overdue at once"
+
+    @property
+    def download_limit(self) -> int | None:
+        """How many downloads of one output lastcall may make by itself; None where the vendor does not count."""
+        return None
+
     def secrets(self) -> dict[str, Secret]:
         """Give this source's secrets by key; those that are not set are left out."""
         return {key: value for key in self.secret_keys if (value := getattr(self, key)) is not None}
@@ -284,8 +430,8 @@ class SellercloudSettings(_SourceTable):
     vendor: Literal["sellercloud"]
     username: Secret
     password: Secret
-    retention: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(days=10)
-    requests_per_second: float = Field(default=2.5, gt=0, le=10_000)  # 10,800 an hour and address is 3
+    retention: PositiveDuration = timedelta(days=10)
+    requests_per_second: Rate = 2.5  # 10,800 an hour and address is 3
     job_types: tuple[int, ...] = ()
 
     default_margin = timedelta(hours=24)
@@ -298,9 +444,9 @@ class Api2convertSettings(_SourceTable):
     vendor: Literal["api2convert"]
     base_url: BaseUrl = "https://api.api2convert.com/v2"
     api_key: Secret
-    retention: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(hours=24)
-    requests_per_second: float = Field(default=2.0, gt=0, le=10_000)
-    download_hosts: tuple[str, ...] = ("*.api2convert.com", "*.online-convert.com")
+    retention: PositiveDuration = timedelta(hours=24)
+    requests_per_second: Rate = 2.0
+    download_hosts: tuple[DownloadHost, ...] = ("*.api2convert.com", "*.online-convert.com")
     max_downloads: int = Field(default=10, ge=1)
     reserve_downloads: int = Field(default=1, ge=0)
     download_password: Secret | None = None
@@ -308,11 +454,11 @@ class Api2convertSettings(_SourceTable):
     default_margin = timedelta(hours=3)
     secret_keys = ("api_key", "download_password")
 
-    @model_validator(mode="after")
-    def _reserve(self) -> Api2convertSettings:
+    def rules(self) -> Iterator[tuple[str, str]]:
+        """The reserve leaves something of the downloads."""
+        yield from super().rules()
         if self.reserve_downloads >= self.max_downloads:
-            raise ValueError("reserve_downloads must be smaller than max_downloads, or nothing could ever be downloaded")
-        return self
+            yield "reserve_downloads", "must be smaller than max_downloads, or nothing could ever be downloaded"
 
 
 class SpaazaSettings(_SourceTable):
@@ -321,10 +467,10 @@ class SpaazaSettings(_SourceTable):
     vendor: Literal["spaaza"]
     access_token_id: Secret
     access_token_secret: Secret
-    link_lifetime: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(hours=1)
-    retention: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(hours=1)
-    requests_per_second: float = Field(default=5.0, gt=0, le=10_000)
-    download_hosts: tuple[str, ...] = ("*.amazonaws.com", "storage.googleapis.com", "*.storage.googleapis.com")
+    link_lifetime: PositiveDuration = timedelta(hours=1)
+    retention: PositiveDuration = timedelta(hours=1)
+    requests_per_second: Rate = 5.0
+    download_hosts: tuple[DownloadHost, ...] = ("*.amazonaws.com", "storage.googleapis.com", "*.storage.googleapis.com")
 
     secret_keys = ("access_token_id", "access_token_secret")
 
@@ -338,8 +484,8 @@ class CrayonSettings(_SourceTable):
     client_secret: Secret
     username: Secret
     password: Secret
-    retention: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(days=7)
-    requests_per_second: float = Field(default=1.0, gt=0, le=10_000)
+    retention: PositiveDuration = timedelta(days=7)
+    requests_per_second: Rate = 1.0
 
     default_margin = timedelta(hours=6)
     secret_keys = ("client_id", "client_secret", "username", "password")
@@ -353,7 +499,7 @@ class Settings(_Table):
     """The whole configuration. `path` is the file it came from."""
 
     path: Path = DEFAULT_PATH
-    redis_url: Secret = Field(default_factory=lambda: Secret.model_validate("redis://127.0.0.1:6379/0"))
+    redis_url: Annotated[Secret, AfterValidator(_literal_redis_url)] = Secret.model_validate("redis://127.0.0.1:6379/0")
     archive: ArchiveSettings
     worker: WorkerSettings = WorkerSettings()
     web: WebSettings = WebSettings()
@@ -368,7 +514,7 @@ class Settings(_Table):
         return self
 
     def secrets(self) -> dict[str, Secret]:
-        """Give every secret by its path in the file."""
+        """Give every secret that is in use by its path in the file: a source that is switched off needs none."""
         found = {"redis_url": self.redis_url}
         for table in ("archive", "web", "flower"):
             for key in ("access_key_id", "secret_access_key", "username", "password"):
@@ -376,19 +522,26 @@ class Settings(_Table):
                     found[f"{table}.{key}"] = value
         found |= {f"alerts.urls.{index}": url for index, url in enumerate(self.alerts.urls)}
         for name, source in self.sources.items():
-            found |= {f"sources.{name}.{key}": secret for key, secret in source.secrets().items()}
+            if source.enabled:
+                found |= {f"sources.{name}.{key}": secret for key, secret in source.secrets().items()}
         return found
 
     def secret_problems(self) -> list[str]:
-        """List the secrets that cannot be read now, each with its path."""
-        return [f"{path}: {why}" for path, secret in self.secrets().items() if (why := secret.problem())]
+        """List the secrets that cannot be read now, or are read and cannot be right, each with its path."""
+        problems = [f"{path}: {why}" for path, secret in self.secrets().items() if (why := secret.problem())]
+        if not self.redis_url.problem():
+            try:
+                _redis_url(self.redis_url.reveal())
+            except ValueError as exc:
+                problems.append(f"redis_url: {exc}")
+        return problems
 
     def secret_warnings(self) -> list[str]:
         """List the secrets that are kept unwisely, each with its path. The Redis URL may be plain where it has no password."""
         return [
             f"{path}: {why}"
             for path, secret in self.secrets().items()
-            if (why := secret.warning()) and not (path == "redis_url" and "@" not in secret.reveal())
+            if (why := secret.warning()) and not (path == "redis_url" and "@" not in (secret.literal or "@"))
         ]
 
 
@@ -437,24 +590,42 @@ def parse(document: dict[str, Any], path: Path = DEFAULT_PATH) -> Settings:
     return settings
 
 
+# What an operator reads instead of pydantic's own words; `{…}` are the limits that pydantic names.
+_PLAIN_WORDS = {
+    "bool_parsing": "expected true or false",
+    "bool_type": "expected true or false",
+    "dict_type": "expected a table",
+    "extra_forbidden": "unknown key",
+    "finite_number": "expected a number",
+    "float_parsing": "expected a number",
+    "float_type": "expected a number",
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "int_from_float": "expected a whole number",
+    "int_parsing": "expected a whole number",
+    "int_type": "expected a whole number",
+    "less_than_equal": "must be at most {le}",
+    "literal_error": "expected {expected}",
+    "missing": "missing",
+    "model_attributes_type": "expected a table",
+    "model_type": "expected a table",
+    "path_type": "expected text in quotes",
+    "string_too_short": "must not be empty",
+    "string_type": "expected text in quotes",
+    "tuple_type": "expected a list in [ ]",
+    "union_tag_invalid": "expected one of " + ", ".join(VENDORS),
+    "union_tag_not_found": "missing; one of " + ", ".join(VENDORS),
+}
+
+
 def _problem(error: Any) -> str:
     """Turn one pydantic error into ``path: what is wrong``. The vendor's tag is not a key of the file, so it is left out."""
     location = [str(part) for part in error["loc"] if part != "[key]"]
     if len(location) > 2 and location[0] == "sources" and location[2] in VENDORS:
         del location[2]
-    match error["type"]:
-        case "extra_forbidden":
-            what = "unknown key"
-        case "missing":
-            what = "missing"
-        case "union_tag_invalid":
-            location.append("vendor")
-            what = f"expected one of {', '.join(VENDORS)}"
-        case "union_tag_not_found":
-            location.append("vendor")
-            what = f"missing; one of {', '.join(VENDORS)}"
-        case "string_pattern_mismatch" if location[:1] == ["sources"]:
-            what = "a source's name is part of every key: lower-case letters, digits and -, at most 63, not beginning with -"
-        case _:
-            what = error["msg"].removeprefix("Value error, ")
-    return f"{'.'.join(location)}: {what}"
+    if error["type"].startswith("union_tag"):
+        location.append("vendor")
+    if location[-1] == "literal":  # not a key of the file either: the string in a secret's place
+        location.pop()
+    what = _PLAIN_WORDS.get(error["type"], "").format_map(error.get("ctx", {}))
+    return f"{'.'.join(location)}: {what or error['msg'].removeprefix('Value error, ')}"
