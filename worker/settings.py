@@ -401,6 +401,11 @@ class _SourceTable(_Table):
         """The zone of vendor times that carry none."""
         return ZoneInfo(self.timezone or "UTC")
 
+    @property
+    def download_limit(self) -> int | None:
+        """How many downloads of one output lastcall may make by itself; None where the vendor does not count."""
+        return None
+
     def margin(self, *, zoned: bool) -> timedelta:
         """Give what to take off a deadline. `zoned`: the vendor's time carried a zone, so there is nothing to be unsure of."""
         if self.deadline_margin is not None:
@@ -413,11 +418,6 @@ class _SourceTable(_Table):
         """The margin leaves something of the retention."""
         if self.deadline_margin is not None and self.deadline_margin >= self.retention:
             yield "deadline_margin", "must be shorter than retention, or every output would be overdue at once"
-
-    @property
-    def download_limit(self) -> int | None:
-        """How many downloads of one output lastcall may make by itself; None where the vendor does not count."""
-        return None
 
     def secrets(self) -> dict[str, Secret]:
         """Give this source's secrets by key; those that are not set are left out."""
@@ -459,6 +459,11 @@ class Api2convertSettings(_SourceTable):
         yield from super().rules()
         if self.reserve_downloads >= self.max_downloads:
             yield "reserve_downloads", "must be smaller than max_downloads, or nothing could ever be downloaded"
+
+    @property
+    def download_limit(self) -> int | None:
+        """The last `reserve_downloads` are left for a person."""
+        return self.max_downloads - self.reserve_downloads
 
 
 class SpaazaSettings(_SourceTable):
