@@ -311,8 +311,8 @@ class Crayon(Vendor):
         return {
             "Id": item.id,
             "Status": status if switches.status_as == "integer" else STATUS_NAMES.get(status, str(status)),
-            "ActionUrl": "subscriptions/file/xlsx?tenantId=1000&organizationId=4000000&userId=00000000-0000-4000-8000-000000000001"
-            "&from=2015-01-01T00%3a00%3a00.0000000%2b00%3a00&to=2024-05-22T00%3a00%3a00.0000000%2b00%3a00"
+            "ActionUrl": "subscriptions/file/xlsx?tenantId=1000&organizationId=4000000"
+            "&userId=00000000-0000-4000-8000-000000000001&from=2015-01-01T00%3a00%3a00.0000000%2b00%3a00&to=2024-05-22T00%3a00%3a00.0000000%2b00%3a00"
             "&publisherId=2&cloudAccountId=&invoiceProfileId=",
             "Downloadable": item.downloadable_at(now),
             "Attempts": item.attempts,
