@@ -69,6 +69,10 @@ class IncompleteBodyError(TryLaterError):
     """The body ended before it was whole, or its size or checksum is not the vendor's. Nothing of it was kept."""
 
 
+class MismatchError(IncompleteBodyError):
+    """A body that came whole is not what the vendor says it is: its size or its checksum differs."""
+
+
 class DecodeError(TryLaterError):
     """The wrapping broke after it had been recognised. Nothing of the body was kept."""
 

@@ -1,0 +1,234 @@
+"""Everything Celery: the app, its settings with their reasons, beat's schedule, the tasks.
+
+A message is a wake-up, not the work (docs/decisions): it names no output, so a lost or doubled one is harmless. The ledger
+says what is most urgent, the tick sends what wake-ups are missing.
+"""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+from typing import Any
+
+import structlog
+from celery import Celery, signals
+from kombu import Exchange, Queue
+
+from worker import alerts, logs, settings as configuration
+from worker.collect import collect, discover, may_call
+from worker.daemon import Daemon, open_daemon
+from worker.errors import LastcallError, LedgerUnavailableError
+from worker.ledger import Ledger
+from worker.recovery import open_epoch
+from worker.settings import Settings
+
+log = structlog.get_logger()
+
+COLLECT, POLL, TICK = "lastcall.collect", "lastcall.poll", "lastcall.tick"
+_LONGEST_TICK_SECONDS = 2.0
+_SWEEP_EVERY = timedelta(hours=1)
+_UPLOADS_OLDER_THAN = timedelta(days=2)  # no transfer lasts that long; takeovers abort theirs at once
+
+
+def tick_seconds(settings: Settings) -> float:
+    """How often beat ticks: a quarter of the shortest poll interval, so that no poll is later than twice its interval."""
+    shortest = min((source.poll_every.total_seconds() for source in settings.sources.values()), default=60.0)
+    return min(_LONGEST_TICK_SECONDS, shortest / 4)
+
+
+def celery_settings(settings: Settings) -> dict[str, Any]:
+    """Give Celery's settings, each with its reason. A test asserts that every name is one that Celery knows."""
+    seconds = tick_seconds(settings)
+    return {
+        "broker_url": settings.redis_url.reveal(),
+        # A half-open connection is noticed in 10 s, and no message is lost by noticing it (FACTS 4).
+        "broker_transport_options": {
+            "socket_timeout": 5,
+            "socket_connect_timeout": 3,
+            "socket_keepalive": True,
+            "retry_on_timeout": True,
+            "health_check_interval": 5,
+        },
+        # Redis may be away for as long as it likes; the worker is there when it comes back (FACTS 5).
+        "broker_connection_max_retries": None,
+        "broker_connection_retry_on_startup": True,
+        "broker_channel_error_retry": True,
+        "broker_pool_limit": 4,
+        # Nobody waits for results: the bucket and the ledger are the result. Flower reads them from the events.
+        "task_ignore_result": True,
+        "worker_send_task_events": True,
+        "task_send_sent_event": False,
+        # JSON only, from our own queues only. No exchange: after a FLUSHALL its bindings would be gone and nothing could be
+        # sent, while the anonymous exchange needs none.
+        "accept_content": ["json"],
+        "task_serializer": "json",
+        "task_queues": [Queue(name, Exchange("", type="direct"), routing_key=name) for name in (COLLECT, POLL, TICK)],
+        "task_default_queue": COLLECT,
+        "task_create_missing_queues": False,
+        # Transfers wait on sockets, and hashing releases the GIL: threads (FACTS 6, 7). Polls and ticks have threads of their
+        # own beside the transfers, so that no amount of long downloads keeps a source from being listed.
+        "worker_pool": "threads",
+        "worker_concurrency": settings.worker.concurrency + len(settings.sources) + 2,
+        "worker_prefetch_multiplier": 1,
+        # A wake-up that is lost is sent again by the next tick; one that is acknowledged late would come twice (FACTS 1, 2).
+        "task_acks_late": False,
+        # Redis being away must not cancel the transfers that are going on.
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "worker_hijack_root_logger": False,
+        "worker_redirect_stdouts": False,
+        # No state on disk, so any number of beats can run anywhere; ticks are idempotent (FACTS 9).
+        "beat_scheduler": "celery.beat:Scheduler",
+        "beat_max_loop_interval": seconds,
+        # An old tick is worth nothing: when no worker runs, they must not pile up.
+        "beat_schedule": {"tick": {"task": "tick", "schedule": seconds, "options": {"queue": TICK, "expires": 10}}},
+        "timezone": "UTC",
+    }
+
+
+app = Celery("lastcall", set_as_current=True)
+app.add_defaults(lambda: celery_settings(configuration.load()))
+
+
+class _Process:
+    """What this process holds while it is a worker."""
+
+    daemon: Daemon | None = None
+    slots: threading.BoundedSemaphore | None = None
+    beat_ledger: Ledger | None = None
+
+
+def _daemon() -> Daemon:
+    if _Process.daemon is None:
+        raise RuntimeError("this process is not a worker")
+    return _Process.daemon
+
+
+# --- tasks -----------------------------------------------------------------------------------------------------------
+
+
+@app.task(name="tick")
+def tick() -> str:
+    """Send the polls that are due and the wake-ups that are missing; open a new ledger; tell people."""
+    daemon = _daemon()
+    open_epoch(daemon)
+    due = [source for source in daemon.sources if daemon.ledger.poll_due(source) and may_call(daemon, source)]
+    for source in due:
+        every = daemon.settings.sources[source].poll_every
+        if daemon.ledger.once(f"poll:{source}", min(every / 2, timedelta(seconds=10))):
+            poll.apply_async((source,), queue=POLL, expires=max(10.0, every.total_seconds()))
+    sent = wake(daemon)
+    if waiting := daemon.ledger.take_alerts():
+        alerts.send(daemon.settings.alerts, waiting)
+    if daemon.ledger.once("sweep", _SWEEP_EVERY) and (swept := daemon.archive.sweep_uploads(_UPLOADS_OLDER_THAN)):
+        log.info("unfinished uploads of dead workers aborted", uploads=swept)
+    return f"{len(due)} polls due, {sent} wake-ups sent"
+
+
+@app.task(name="poll")
+def poll(source: str) -> str:
+    """List one source."""
+    daemon = _daemon()
+    if source not in daemon.sources:
+        return f"{source}: not a source of this worker's configuration; restart it"
+    found = discover(daemon, source)
+    if found is None:
+        return f"{source}: not its turn"
+    wake(daemon)
+    return str(found)
+
+
+@app.task(name="collect")
+def collect_one() -> str:
+    """Collect the most urgent output."""
+    daemon, slots = _daemon(), _Process.slots
+    if daemon.keeper.stopping:
+        return "stopping"
+    if slots is None or not slots.acquire(blocking=False):
+        return "all slots of this worker are busy"
+    try:
+        outcome = collect(daemon)
+    finally:
+        slots.release()
+    if outcome is None:
+        return "nothing to collect"
+    wake(daemon)
+    return outcome
+
+
+def wake(daemon: Daemon) -> int:
+    """Send as many wake-ups as there is work that a free slot could take; gives how many."""
+    missing = daemon.ledger.wakeups(daemon.slots, COLLECT)
+    for _ in range(missing):
+        collect_one.apply_async(queue=COLLECT, expires=60)
+    return missing
+
+
+# --- the life of a process -------------------------------------------------------------------------------------------
+
+
+@signals.setup_logging.connect
+def _set_up_logging(loglevel: int | str | None = None, **_: object) -> None:
+    logs.configure(loglevel if isinstance(loglevel, int) else 20)
+
+
+@signals.worker_init.connect
+def _open(**_: object) -> None:
+    settings = configuration.load()
+    for problem in settings.secret_problems():
+        log.error("secret cannot be read; its source will be paused", problem=problem)
+    daemon = open_daemon(settings)
+    _Process.daemon, _Process.slots = daemon, threading.BoundedSemaphore(settings.worker.concurrency)
+    daemon.keeper.start()
+    try:
+        for source in (None, *daemon.sources):  # a restart is a reason to try a refused log-in once more
+            daemon.ledger.resume(source)
+    except LedgerUnavailableError as exc:
+        log.warning("ledger unreachable at start; going on when it comes back", error=str(exc))
+
+
+@signals.worker_ready.connect
+def _start(**_: object) -> None:
+    """Poll and collect at once instead of waiting for beat's first tick."""
+    try:
+        tick.apply_async(queue=TICK, expires=10)
+    except (LastcallError, app.connection_for_write().recoverable_connection_errors) as exc:
+        log.warning("first tick not sent; beat's comes", error=type(exc).__name__)
+
+
+@signals.worker_shutting_down.connect
+def _stop(**_: object) -> None:
+    if _Process.daemon:
+        _Process.daemon.keeper.request_stop()
+
+
+@signals.worker_shutdown.connect
+def _close(**_: object) -> None:
+    if _Process.daemon:
+        _Process.daemon.keeper.end()
+
+
+@signals.task_prerun.connect
+def _bind(task_id: str, task: Any, **_: object) -> None:
+    structlog.contextvars.bind_contextvars(task=task.name, task_id=task_id)
+
+
+@signals.task_postrun.connect
+def _unbind(**_: object) -> None:
+    structlog.contextvars.clear_contextvars()
+
+
+@signals.beat_init.connect
+def _open_beat(**_: object) -> None:
+    settings = configuration.load()
+    _Process.beat_ledger = Ledger(settings.redis_url.reveal(), lease=settings.worker.lease, worker="beat")
+
+
+@signals.after_task_publish.connect(sender="tick")
+def _ticked(**_: object) -> None:
+    """Beat itself says that it ticks, since a worker that does not run must not look like a dead beat."""
+    if _Process.beat_ledger is None:
+        return
+    try:
+        _Process.beat_ledger.stamp_beat()
+    except LedgerUnavailableError as exc:
+        log.warning("tick not stamped", error=str(exc))

@@ -1,0 +1,84 @@
+"""What a ledger made anew must know before it is trusted: its epoch, the receipts' count, known losses, watched jobs.
+
+All of it is read back from the bucket, since no vendor lists it. The same happens by itself after a FLUSHALL and on demand
+with ``lastcall rebuild``.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import structlog
+
+from worker.daemon import Daemon
+from worker.model import JsonObject, Output, OutputId, parse_timestamp, timestamp
+
+log = structlog.get_logger()
+
+
+def open_epoch(daemon: Daemon) -> bool:
+    """Make sure that claims are given, or will be. True when this call found that the ledger had been lost (or is the first).
+
+    After a loss nobody claims for one lease, so that workers can assert what they hold; a bucket that never saw an epoch
+    has nothing in flight and need not wait.
+    """
+    epoch, is_open = daemon.ledger.epoch()
+    if is_open:
+        return False
+    first = daemon.archive.begin_epoch(epoch, daemon.ledger.now())
+    delay = timedelta(0) if first else daemon.settings.worker.lease
+    daemon.ledger.open_epoch(epoch, delay)
+    log.info("ledger opened", epoch=epoch, first=first, claims_after_seconds=delay.total_seconds())
+    return True
+
+
+def recover(daemon: Daemon, source: str) -> None:
+    """Read back from the bucket what the ledger must know of `source`, once in each epoch."""
+    if daemon.ledger.recovered(source):
+        return
+    daemon.ledger.count_receipts(source, daemon.archive.receipts(source))
+    _recover_losses(daemon, source)
+    _recover_watches(daemon, source)
+    daemon.ledger.mark_recovered(source)
+    log.info("read back from the bucket", source=source)
+
+
+def _recover_losses(daemon: Daemon, source: str) -> None:
+    explained = {event.identity: event for event in daemon.archive.events("acknowledged", source)}
+    for event in daemon.archive.events("lost", source):
+        output = output_of_loss(event.document)
+        if daemon.archive.receipt(output.id):
+            continue  # the vendor offered it again, and it was archived
+        acknowledged = explained.get(event.identity)
+        reason = acknowledged.document.get("reason") if acknowledged and acknowledged.at >= event.at else None
+        daemon.ledger.known_lost(output, event.document["reason"], reason)
+
+
+def _recover_watches(daemon: Daemon, source: str) -> None:
+    ended = {event.identity: event.at for event in daemon.archive.events("unwatch", source)}
+    for event in daemon.archive.events("watch", source):
+        if event.identity not in ended or ended[event.identity] < event.at:
+            daemon.ledger.watch(source, event.identity[1])
+
+
+def loss_document(output: Output, reason: str, error: str) -> JsonObject:
+    """Give the document of a ``lost`` event: enough to list the loss again when Redis knows nothing."""
+    return {
+        "reason": reason,
+        "error": error,
+        "filename": output.filename,
+        "completed_at": timestamp(output.completed_at),
+        "deadline": timestamp(output.deadline),
+        "job": output.job,
+    }
+
+
+def output_of_loss(document: JsonObject) -> Output:
+    """Read what `loss_document` wrote, as `Archive.write_event` completed it."""
+    return Output(
+        id=OutputId(document["source"], document["job_id"], document["output_id"]),
+        completed_at=parse_timestamp(document["completed_at"]),
+        deadline=parse_timestamp(document["deadline"]),
+        filename=document["filename"],
+        job=document["job"],
+    )
