@@ -239,8 +239,9 @@ class Api2convert(Vendor):
     def truth(self) -> list[Truth]:
         """List every output of every job that ended well, forgotten ones included."""
         with self.lock:
-            now, placed = self.now(), list(self._paths.values())
-            return [self._truth(job, output) for job, output in placed if job.ends == "completed" and output in job.produced(now)]
+            now = self.now()
+            completed = [placed for placed in self._paths.values() if placed[0].code(now) == "completed"]
+            return [self._truth(job, output) for job, output in completed if not job.delivered]
 
     def _truth(self, job: ConversionJob, output: OutputFile) -> Truth:
         served = self.served[output.id]
