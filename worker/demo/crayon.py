@@ -207,21 +207,21 @@ class Crayon(Vendor):
     def truth(self) -> list[Truth]:
         """List the outputs of all items that were processed and had a file; those deleted since are gone."""
         with self.lock:
-            return [
-                Truth(
-                    job_id=str(item.id),
-                    output_id=str(item.id),
-                    filename=item.filename,
-                    size=item.content.size,
-                    sha256=item.content.sha256,
-                    completed_at=item.created_at,
-                    full_downloads=self.served[item.id].full,
-                    partial_downloads=self.served[item.id].partial,
-                    gone=self.gone(item),
-                )
-                for item in self.items.values()
-                if item.downloadable_at(self.now())
-            ]
+            done = [item for item in self.items.values() if item.downloadable_at(self.now())]
+        return [
+            Truth(
+                job_id=str(item.id),
+                output_id=str(item.id),
+                filename=item.filename,
+                size=item.content.size,
+                sha256=item.content.sha256,
+                completed_at=item.created_at,
+                full_downloads=self.served[item.id].full,
+                partial_downloads=self.served[item.id].partial,
+                gone=self.gone(item),
+            )
+            for item in done
+        ]
 
     def revoke_tokens(self) -> None:
         """Let every token that was given out be refused from now on."""

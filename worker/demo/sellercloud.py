@@ -238,23 +238,23 @@ class Sellercloud(Vendor):
 
     def truth(self) -> list[Truth]:
         """List the outputs of all jobs that have ended well or partly."""
+        now = self.now()
         with self.lock:
-            now = self.now()
             done = [job for job in self.jobs.values() if job.ended(now) and job.status_at(now) in {3, 5} and job.file_at(now)]
-            return [
-                Truth(
-                    job_id=str(job.id),
-                    output_id=str(job.id),
-                    filename=job.filename,
-                    size=job.content.size,
-                    sha256=job.content.sha256,
-                    completed_at=job.completed_at,
-                    full_downloads=self.served[job.id].full,
-                    partial_downloads=self.served[job.id].partial,
-                    gone=self.gone(job),
-                )
-                for job in done
-            ]
+        return [
+            Truth(
+                job_id=str(job.id),
+                output_id=str(job.id),
+                filename=job.filename,
+                size=job.content.size,
+                sha256=job.content.sha256,
+                completed_at=job.completed_at,
+                full_downloads=self.served[job.id].full,
+                partial_downloads=self.served[job.id].partial,
+                gone=self.gone(job),
+            )
+            for job in done
+        ]
 
     def revoke_tokens(self) -> None:
         """Let every token that was given out be refused from now on."""
