@@ -149,8 +149,14 @@ class ExportItem:
 
     def downloadable_at(self, now: datetime) -> bool:
         """Tell whether a file can be downloaded."""
-        waiting = self.downloadable_after
-        return self.status_at(now) == 2 and waiting is not None and now >= self.processed_at + waiting
+        return self.status_at(now) == 2 and self._file_made(now)
+
+    def had_file(self, now: datetime) -> bool:
+        """Tell whether there was ever a file, deleted since or not."""
+        return self.downloadable_at(now) or (self.status == 4 and self.final == 2 and self._file_made(now))
+
+    def _file_made(self, now: datetime) -> bool:
+        return self.downloadable_after is not None and now >= self.processed_at + self.downloadable_after
 
 
 class Crayon(Vendor):
@@ -207,7 +213,7 @@ class Crayon(Vendor):
     def truth(self) -> list[Truth]:
         """List the outputs of all items that were processed and had a file; those deleted since are gone."""
         with self.lock:
-            done = [item for item in self.items.values() if item.downloadable_at(self.now())]
+            done = [item for item in self.items.values() if item.had_file(self.now())]
         return [
             Truth(
                 job_id=str(item.id),
