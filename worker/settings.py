@@ -38,9 +38,9 @@ DEFAULT_PATH = Path("config/lastcall.toml")
 
 _FOREIGN = re.compile(r"(AWS_|LASTCALL_|(https?|all|no|ftp)_proxy$)", re.IGNORECASE)
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)(ms|s|m|h|d)")
+_DURATION = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)(ms|s|m|h|d)", re.ASCII)
 _LONGEST = timedelta(days=36_500)
-_SIZE = re.compile(r"\d{1,15}(\.\d{1,6})?\s*[kKMGTP]?i?B")
+_SIZE = re.compile(r"\d{1,15}(\.\d{1,6})?\s*[kKMGTP]?i?B", re.ASCII)
 _HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[\w.-]+)"
 _LABELS = re.compile(r"(?!-)[\w-]{1,63}(?<!-)(\.(?!-)[\w-]{1,63}(?<!-))*\.?")
 _SENTINELS = re.compile(rf"sentinel://([^@/]*@)?{_HOST}(:\d+)?(,{_HOST}(:\d+)?)*/[^/?#]+(/\d+)?")
