@@ -1,0 +1,347 @@
+"""One edge to S3: the client and its credentials, one exchange at a time, and what each answer means.
+
+Every botocore exception becomes ours here. Three answers are facts rather than faults, and have classes that never leave this
+package: `NotThereError`, `StandsError` and `VanishedError`.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+import boto3.session
+import structlog
+import tenacity
+import urllib3.exceptions
+from botocore import exceptions as botocore_exceptions
+from botocore.config import Config
+
+from worker.errors import ArchiveRefusedError, ArchiveUnavailableError, ConfigurationError, HeldError, TooLargeError
+from worker.model import JsonObject, Lease
+from worker.settings import ArchiveSettings
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+CONNECT_SECONDS = 5  # S3 is near or it is down: a connection that takes longer is tried again
+READ_SECONDS = 60  # silence on a socket; a server that joins thousands of parts may well be silent for half a minute
+CONNECTIONS = 256  # an upper bound only: more threads than connections would throw connections away, with a warning each
+
+# Small exchanges (receipts, events, lists) without a lease are tried for this long; then the ledger decides when to try again.
+PATIENCE_SECONDS = 20
+PATIENCE_TRIES = 6
+_WAIT = tenacity.wait_random_exponential(multiplier=0.2, max=10)  # full jitter, so that workers don't come back in step
+LOOK_SECONDS = 0.25  # how often a wait asks its lease
+
+_PERMISSIONS = {
+    "put_object": "s3:PutObject",
+    "create_multipart_upload": "s3:PutObject",
+    "upload_part": "s3:PutObject",
+    "complete_multipart_upload": "s3:PutObject",
+    "abort_multipart_upload": "s3:AbortMultipartUpload",
+    "list_multipart_uploads": "s3:ListBucketMultipartUploads",
+    "list_objects_v2": "s3:ListBucket (without it a missing object is answered with 403 as well)",
+    "head_object": "s3:GetObject",
+    "get_object": "s3:GetObject",
+}
+# 4xx that say "not now", or that the bytes were damaged on the way: the same request may well pass the next time.
+_PASSING = {
+    "RequestTimeout", "SlowDown", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch",
+    "InvalidDigest", "TooManyRequests", "RequestLimitExceeded",
+}  # fmt: skip
+_KEY_REFUSED = {"KeyTooLongError", "XMinioInvalidObjectName", "InvalidObjectName", "InvalidURI"}
+_WRONG_REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "TemporaryRedirect"}
+_CREDENTIALS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "TokenRefreshRequired"}
+_NO_CREDENTIALS = (
+    botocore_exceptions.NoCredentialsError,
+    botocore_exceptions.PartialCredentialsError,
+    botocore_exceptions.CredentialRetrievalError,
+    botocore_exceptions.ProfileNotFound,
+    botocore_exceptions.TokenRetrievalError,
+    botocore_exceptions.UnauthorizedSSOTokenError,
+)
+_TRANSPORT = (
+    botocore_exceptions.BotoCoreError,
+    urllib3.exceptions.HTTPError,  # a body that breaks while it is read
+    OSError,
+)
+
+
+class NotThereError(Exception):
+    """404: there is no such object."""
+
+
+class StandsError(Exception):
+    """412: an object stands at this key already. Nothing was written."""
+
+
+class VanishedError(Exception):
+    """404: the unfinished multipart upload, or a part of it, is gone."""
+
+
+class Bucket:
+    """The bucket of one ``[archive]`` table. Thread-safe."""
+
+    def __init__(self, settings: ArchiveSettings) -> None:
+        self.settings = settings
+        self.name = settings.bucket
+        self._lock = threading.Lock()
+        self._client: Any = None
+
+    # --- one exchange ------------------------------------------------------------------------------------------------
+
+    def ask(self, operation: str, *, then: Callable[[Any], T] | None = None, **params: Any) -> Any:
+        """Make one exchange and give its answer, or what `then` makes of it (read a body there: it may break).
+
+        A refusal is asked about once more with a new client, so that a secret that was just changed is picked up.
+        Raises our errors, `NotThereError`, `StandsError` and `VanishedError`.
+        """
+        client = self.client()
+        try:
+            return self._exchange(client, operation, then, params)
+        except ArchiveRefusedError:
+            with self._lock:
+                if self._client is client:
+                    self._client = None
+            body: Any = params.get("Body")
+            if hasattr(body, "seek"):
+                body.seek(0)
+            return self._exchange(self.client(), operation, then, params)
+
+    def call(self, operation: str, lease: Lease | None = None, *, then: Callable[[Any], T] | None = None, **params: Any) -> Any:
+        """`ask`, `patiently`."""
+        return self.patiently(lease, lambda: self.ask(operation, then=then, **params))
+
+    def patiently(self, lease: Lease | None, work: Callable[[], T]) -> T:
+        """Do `work` until S3 is available: as long as `lease` allows, or for `PATIENCE_SECONDS` without one."""
+        enough = tenacity.stop_any(
+            tenacity.stop_after_attempt(PATIENCE_TRIES),
+            tenacity.stop_before_delay(PATIENCE_SECONDS),
+        )
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(ArchiveUnavailableError),
+            wait=_wait,
+            stop=tenacity.stop_never if lease else enough,
+            sleep=lambda seconds: sleep(seconds, lease),
+            before_sleep=_tell_once,
+            reraise=True,
+        )
+        return retrying(work)
+
+    def client(self) -> Any:
+        """Give the client, made when it is first needed and again after a refusal."""
+        with self._lock:
+            if self._client is None:
+                self._client = self._new_client()
+            return self._client
+
+    def _new_client(self) -> Any:
+        settings = self.settings
+        tls = settings.endpoint_url is None or settings.endpoint_url.startswith("https:")
+        config = Config(
+            signature_version="s3v4",
+            connect_timeout=CONNECT_SECONDS,
+            read_timeout=READ_SECONDS,
+            max_pool_connections=CONNECTIONS,
+            retries={"mode": "standard", "total_max_attempts": 1},  # retries are ours: they ask the lease
+            tcp_keepalive=True,
+            # Every body carries our CRC32. Under TLS that is enough; in the clear the signature covers the body as well.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            s3={"addressing_style": "path" if settings.endpoint_url else "auto", "payload_signing_enabled": not tls},
+        )
+        try:
+            keys = {
+                name: secret.reveal()
+                for name, secret in (
+                    ("aws_access_key_id", settings.access_key_id),
+                    ("aws_secret_access_key", settings.secret_access_key),
+                )
+                if secret is not None
+            }
+            # Stand-ins for S3 take any region; AWS's own is the standard chain's business.
+            region = settings.region or ("us-east-1" if settings.endpoint_url else None)
+            session = boto3.session.Session(region_name=region)
+            return session.client("s3", endpoint_url=settings.endpoint_url, config=config, **keys)
+        except ConfigurationError as exc:
+            raise ArchiveRefusedError(f"the bucket's credentials cannot be read: {exc}") from exc
+        except (botocore_exceptions.BotoCoreError, ValueError) as exc:
+            raise ArchiveRefusedError(f"no S3 client can be made ({type(exc).__name__}); see [archive]") from exc
+
+    def _exchange(self, client: Any, operation: str, then: Callable[[Any], T] | None, params: dict[str, Any]) -> Any:
+        try:
+            answer = getattr(client, operation)(Bucket=self.name, **params)
+            return then(answer) if then else answer
+        except botocore_exceptions.ClientError as exc:
+            raise self._meaning(operation, exc) from exc
+        except _NO_CREDENTIALS as exc:
+            raise ArchiveRefusedError(
+                f"no credentials for bucket {self.name} ({type(exc).__name__}); set archive.access_key_id and "
+                "archive.secret_access_key, or the AWS chain"
+            ) from exc
+        except (botocore_exceptions.ParamValidationError, botocore_exceptions.NoRegionError) as exc:
+            raise ArchiveRefusedError(f"{operation}: the settings of [archive] cannot be sent ({type(exc).__name__})") from exc
+        except _TRANSPORT as exc:
+            raise ArchiveUnavailableError(f"S3 did not answer {operation} ({type(exc).__name__})") from exc
+
+    def _meaning(  # noqa: C901, PLR0911, PLR0912 - a table of answers, read from top to bottom
+        self, operation: str, exc: botocore_exceptions.ClientError
+    ) -> Exception:
+        """Say what an error answer means for what we do next."""
+        code = str(exc.response.get("Error", {}).get("Code", ""))
+        meta = exc.response.get("ResponseMetadata", {})
+        status = int(meta.get("HTTPStatusCode", 0))
+        what = f"{operation}: S3 answered {status} {code}".rstrip()
+        match status:
+            case 412:
+                return StandsError(what)
+            case 404 if code == "NoSuchBucket":
+                return ArchiveRefusedError(f"bucket {self.name} does not exist; make it, or correct archive.bucket")
+            case 404 if operation in {"get_object", "head_object"}:
+                return NotThereError(what)
+            case 400 | 404 if code in {"NoSuchUpload", "InvalidPart", "InvalidPartOrder"}:
+                return VanishedError(what)
+            case 404 if operation in {"upload_part", "complete_multipart_upload", "abort_multipart_upload"}:
+                return VanishedError(what)
+            case 501:
+                return ArchiveRefusedError(f"{what}: this service lacks what lastcall needs")
+            case 0 | 408 | 409 | 429:
+                return _unavailable(what, meta)
+            case _ if status >= 500 or (status == 200) or code in _PASSING or "Throttl" in code:
+                return _unavailable(what, meta)
+            case _ if code in _KEY_REFUSED:
+                return HeldError(f"{what}: the key is not one that this service takes")
+            case _ if code == "EntityTooLarge":
+                return TooLargeError(f"{what}: larger than this service takes")
+            case _ if code == "InvalidObjectState":
+                return HeldError(f"{what}: the object is in cold storage; restore it first")
+            case _ if code == "RequestTimeTooSkewed":
+                return ArchiveRefusedError(f"{what}: this host's clock is wrong; set it right")
+            case _ if status in {301, 307} or code in _WRONG_REGION:
+                return ArchiveRefusedError(f"{what}: bucket {self.name} is in another region; correct archive.region")
+            case 401 | 403 if code in _CREDENTIALS:
+                return ArchiveRefusedError(f"{what}: the credentials for bucket {self.name} are not valid; renew them")
+            case 401 | 403:
+                return ArchiveRefusedError(f"{what}: allow {_PERMISSIONS.get(operation, operation)} on bucket {self.name}")
+            case _:
+                return ArchiveRefusedError(f"{what}: bucket {self.name} does not take this; see [archive] in the configuration")
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    def head(self, key: str, lease: Lease | None = None) -> JsonObject | None:
+        """Give the HEAD answer of `key`, or None when it does not exist."""
+        return self._read(key, lease, lambda: self.ask("head_object", Key=key))
+
+    def get(self, key: str, lease: Lease | None = None) -> bytes | None:
+        """Give a small object whole, or None when it does not exist."""
+        return self._read(key, lease, lambda: self.ask("get_object", Key=key, then=_whole))
+
+    def stream(self, key: str, offset: int, etag: str | None, take: Callable[[bytes], None]) -> JsonObject:
+        """Feed `key` from `offset` on to `take`, once; gives the answer's headers. `etag`: of the object begun with."""
+        params: dict[str, Any] = {"Key": key}
+        if offset:
+            params |= {"Range": f"bytes={offset}-"}
+        if etag:
+            params |= {"IfMatch": etag}
+
+        def feed(answer: Any) -> JsonObject:
+            with closing(answer["Body"]) as body:
+                while piece := body.read(2**20):
+                    take(piece)
+            return dict(answer)
+
+        try:
+            return dict(self.ask("get_object", then=feed, **params))
+        except StandsError as exc:
+            raise ArchiveUnavailableError("the object changed while it was read") from exc
+
+    def pages(self, operation: str, **params: Any) -> Iterator[JsonObject]:
+        """Give every page of a listing."""
+        while True:
+            page: JsonObject = self.call(operation, **params)
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            for sent, received in (
+                ("ContinuationToken", "NextContinuationToken"),
+                ("KeyMarker", "NextKeyMarker"),
+                ("UploadIdMarker", "NextUploadIdMarker"),
+            ):
+                if page.get(received):
+                    params[sent] = page[received]
+
+    def keys(self, prefix: str) -> Iterator[JsonObject]:
+        """List the objects under `prefix`, in the order of their keys."""
+        for page in self.pages("list_objects_v2", Prefix=prefix):
+            yield from page.get("Contents", ())
+
+    def presign(self, key: str, seconds: int) -> str:
+        """A URL for one GET of `key`, good for `seconds`."""
+        url = self.client().generate_presigned_url("get_object", Params={"Bucket": self.name, "Key": key}, ExpiresIn=seconds)
+        return str(url)
+
+    def _read(self, key: str, lease: Lease | None, work: Callable[[], T]) -> T | None:
+        def attempt() -> T | None:
+            try:
+                return work()
+            except NotThereError:
+                return None
+            except ArchiveRefusedError:
+                # A missing object is 403, not 404, without s3:ListBucket; and a HEAD's refusal names no reason. The listing
+                # tells: it is refused with its reason, or the object is there (and may not be read), or it is not there.
+                listed = self.ask("list_objects_v2", Prefix=key, MaxKeys=1).get("Contents", ())
+                if any(entry["Key"] == key for entry in listed):
+                    raise
+                return None
+
+        return self.patiently(lease, attempt)
+
+
+def sleep(seconds: float, lease: Lease | None) -> None:
+    """Wait, asking `lease` all the while."""
+    end = time.monotonic() + seconds
+    while True:
+        if lease is not None:
+            lease.check()
+        left = end - time.monotonic()
+        if left <= 0:
+            return
+        time.sleep(min(left, LOOK_SECONDS))
+
+
+def _whole(answer: Any) -> bytes:
+    with closing(answer["Body"]) as body:
+        return bytes(body.read())
+
+
+def _unavailable(what: str, meta: JsonObject) -> ArchiveUnavailableError:
+    return ArchiveUnavailableError(what, not_before=_retry_after(meta.get("HTTPHeaders", {}).get("retry-after", "")))
+
+
+def _retry_after(header: str) -> datetime | None:
+    """Read ``Retry-After``: seconds or a date."""
+    if header.strip().isdigit():
+        return datetime.now(UTC) + timedelta(seconds=min(int(header), 86_400))
+    try:
+        return email.utils.parsedate_to_datetime(header).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _wait(state: tenacity.RetryCallState) -> float:
+    """Back off with jitter, and at least until the time that S3 named."""
+    exc = state.outcome.exception() if state.outcome else None
+    named = exc.not_before if isinstance(exc, ArchiveUnavailableError) else None
+    seconds = (named - datetime.now(UTC)).total_seconds() if named else 0.0
+    return max(_WAIT(state), seconds)
+
+
+def _tell_once(state: tenacity.RetryCallState) -> None:
+    """Log the change of state, not every try."""
+    if state.attempt_number == 1 and state.outcome:
+        log.warning("archive-unavailable", error=str(state.outcome.exception()))

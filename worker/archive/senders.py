@@ -1,0 +1,64 @@
+"""A few threads that talk to S3 for all uploads of a process, so that whoever waits for them can keep asking its lease."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+# Requests in flight at once: more than one core can sign and send, few enough for any service. Idle ones go away.
+SENDERS = 16
+IDLE_SECONDS = 30
+
+
+class Senders:
+    """Up to `SENDERS` threads, begun when they are needed.
+
+    Daemons, unlike those of `ThreadPoolExecutor`: a process that stops does not wait a minute for an S3 that hangs.
+    """
+
+    def __init__(self, limit: int = SENDERS) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._pending = 0
+        self._threads = 0
+
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        """Do `work` in one of the threads, in the order of asking."""
+        future: Future[T] = Future()
+
+        def job() -> None:
+            try:
+                result = work()
+            except BaseException as exc:  # noqa: BLE001 - whoever waits for the future gets it
+                future.set_exception(exc)
+            else:
+                future.set_result(result)
+
+        with self._lock:
+            self._pending += 1
+            self._jobs.put(job)
+            if self._threads < min(self._pending, self._limit):
+                self._threads += 1
+                threading.Thread(target=self._work, name="s3-sender", daemon=True).start()
+        return future
+
+    def _work(self) -> None:
+        while True:
+            job: Any = None  # what the last job held must not live on while we wait
+            try:
+                job = self._jobs.get(timeout=IDLE_SECONDS)
+            except queue.Empty:
+                with self._lock:
+                    if self._jobs.empty():
+                        self._threads -= 1
+                        return
+                continue
+            job()
+            with self._lock:
+                self._pending -= 1
