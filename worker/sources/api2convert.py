@@ -82,25 +82,24 @@ class Api2convert:
         """Yield every job that the vendor still lists, in whatever state, once.
 
         There is no date filter and the order is not stated, so `since` cannot shorten the pass: the vendor itself drops
-        old jobs. Rows shift between pages while jobs come and go. Those that come push rows back, which costs duplicates;
-        page 1 is read once more at the end. Those that go pull rows forward, past us: when fewer jobs were seen than
-        ``X-Count`` says, the pages are read again.
+        old jobs. No status filter either: one pass shows what runs and what is done. Rows shift between pages while jobs
+        come and go. Those that come push rows back, which costs duplicates; page 1 is read once more at the end. Those
+        that go pull rows forward, past us: when ``X-Count`` shows that, the pages are read again.
         """
         del since
         seen: set[str] = set()
-        total = None
         for _ in range(MAX_SWEEPS):
-            total = yield from self._sweep(seen)
-            if total is None or len(seen) >= total:
+            if (yield from self._sweep(seen)):
                 return
-        log.warning("listing_short", source=self._settings.name, jobs=len(seen), announced=total)
+        log.warning("listing_short", source=self._settings.name, jobs=len(seen))
 
-    def _sweep(self, seen: set[str]) -> Generator[Job, None, int | None]:
-        """Read all pages, yield the jobs that are not in `seen` and add them. Returns the last ``X-Count`` or None."""
+    def _sweep(self, seen: set[str]) -> Generator[Job, None, bool]:
+        """Read all pages, yield the jobs that are not in `seen` and add them. Returns False when some must have been missed."""
         swept: set[str] = set()
-        pages_without_news = 0
+        most = pages_without_news = 0
         for page in range(1, MAX_PAGES + 1):
             rows, total = self._page(page)
+            most = max(most, total or 0)
             known = len(swept)
             yield from self._unseen(rows, seen, swept)
             pages_without_news = pages_without_news + 1 if len(swept) == known else 0
@@ -110,10 +109,10 @@ class Api2convert:
                 break
         else:
             raise VendorReplyError(f"list of jobs: no end after {MAX_PAGES} pages")
-        if len(swept) > PAGE_ROWS or (page > 2 and swept):
+        if page > 2 or len(swept) > PAGE_ROWS:
             rows, total = self._page(1)
             yield from self._unseen(rows, seen, swept)
-        return total
+        return total is None or most <= total <= len(swept)
 
     def _page(self, page: int) -> tuple[list[Any], int | None]:
         """Read one page: its rows, and the number of all jobs where the vendor tells."""
