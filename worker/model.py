@@ -17,13 +17,13 @@ JsonObject: TypeAlias = dict[str, Any]
 
 def encode_id(part: str) -> str:
     """Percent-encode one id so that it is one path segment: only ``A-Z a-z 0-9 - _ . ~`` stay; ``.`` and ``..`` do not."""
-    encoded = quote(part, safe="")
+    encoded = quote(part, safe="", errors="surrogatepass")  # a stranger's JSON may hold half a character
     return encoded.replace(".", "%2E") if encoded.strip(".") == "" else encoded
 
 
 def timestamp(at: datetime) -> str:
     """Write an instant as receipts, events and commands show it: UTC, whole seconds, ``2026-03-26T12:55:02Z``."""
-    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return at.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="seconds") + "Z"
 
 
 def parse_timestamp(text: str) -> datetime:
@@ -45,7 +45,7 @@ class OutputId:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read the written form. Raises `ValueError` when it does not have three parts."""
-        parts = [unquote(part) for part in text.split("/")]
+        parts = [unquote(part, errors="surrogatepass") for part in text.split("/")]
         if len(parts) != 3 or not all(parts):
             raise ValueError(f"{text!r} is not an output; expected SOURCE/JOB_ID/OUTPUT_ID")
         return cls(*parts)
