@@ -74,7 +74,15 @@ class MismatchError(IncompleteBodyError):
 
 
 class DecodeError(TryLaterError):
-    """The wrapping broke after it had been recognised. Nothing of the body was kept."""
+    """The wrapping broke after it had been recognised. Nothing of the body was kept.
+
+    `late`: it was recognised by the first 1 MiB only and turned out to be no wrapping at all, so the same bytes once more,
+    taken as they come (`Wrapping.NONE`), are the file. Else the body was cut, and another try may bring all of it.
+    """
+
+    def __init__(self, message: str, *, late: bool = False) -> None:
+        super().__init__(message)
+        self.late = late
 
 
 class TooSlowError(TryLaterError):
