@@ -6,6 +6,7 @@ says what is most urgent, the tick sends what wake-ups are missing.
 
 from __future__ import annotations
 
+import secrets
 import threading
 from datetime import timedelta
 from typing import Any
@@ -85,16 +86,41 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
     }
 
 
-app = Celery("lastcall", set_as_current=True)
-app.add_defaults(lambda: celery_settings(configuration.load()))
-
-
 class _Process:
-    """What this process holds while it is a worker."""
+    """What this process holds; a worker has a daemon, beat has a ledger to stamp."""
 
+    settings: Settings | None = None
     daemon: Daemon | None = None
     slots: threading.BoundedSemaphore | None = None
     beat_ledger: Ledger | None = None
+
+
+def configure(settings: Settings) -> None:
+    """Use these settings instead of looking for the configuration file."""
+    _Process.settings = settings
+
+
+def _settings() -> Settings:
+    if _Process.settings is None:
+        _Process.settings = configuration.load()
+    return _Process.settings
+
+
+app = Celery("lastcall", set_as_current=True)
+app.add_defaults(lambda: celery_settings(_settings()))
+
+
+def run_worker(settings: Settings) -> None:
+    """Run one worker until it is told to stop. Its name is its own, so any number may run on one host."""
+    configure(settings)
+    name = f"lastcall-{secrets.token_hex(3)}@%h"
+    app.worker_main(["worker", "--hostname", name, "--loglevel", "INFO", "--without-gossip", "--without-mingle"])
+
+
+def run_beat(settings: Settings) -> None:
+    """Run one beat until it is told to stop."""
+    configure(settings)
+    app.start(["beat", "--loglevel", "WARNING"])
 
 
 def _daemon() -> Daemon:
@@ -119,8 +145,8 @@ def tick() -> str:
     sent = wake(daemon)
     if waiting := daemon.ledger.take_alerts():
         alerts.send(daemon.settings.alerts, waiting)
-    if daemon.ledger.once("sweep", _SWEEP_EVERY) and (swept := daemon.archive.sweep_uploads(_UPLOADS_OLDER_THAN)):
-        log.info("unfinished uploads of dead workers aborted", uploads=swept)
+    if daemon.ledger.once("sweep", _SWEEP_EVERY):
+        daemon.archive.sweep_uploads(_UPLOADS_OLDER_THAN)
     return f"{len(due)} polls due, {sent} wake-ups sent"
 
 
@@ -173,7 +199,7 @@ def _set_up_logging(loglevel: int | str | None = None, **_: object) -> None:
 
 @signals.worker_init.connect
 def _open(**_: object) -> None:
-    settings = configuration.load()
+    settings = _settings()
     for problem in settings.secret_problems():
         log.error("secret cannot be read; its source will be paused", problem=problem)
     daemon = open_daemon(settings)
@@ -219,7 +245,7 @@ def _unbind(**_: object) -> None:
 
 @signals.beat_init.connect
 def _open_beat(**_: object) -> None:
-    settings = configuration.load()
+    settings = _settings()
     _Process.beat_ledger = Ledger(settings.redis_url.reveal(), lease=settings.worker.lease, worker="beat")
 
 

@@ -194,6 +194,13 @@ def unwatch(daemon: Daemon, source: str, job_id: str) -> None:
     daemon.ledger.unwatch(source, job_id)
 
 
+def acknowledge(daemon: Daemon, output: OutputId, reason: str) -> None:
+    """Explain a loss. Survives the loss of Redis."""
+    identity = (output.source, output.job_id, output.output_id)
+    daemon.archive.write_event("acknowledged", identity, {"reason": reason}, daemon.ledger.now())
+    daemon.ledger.acknowledge(output, reason)
+
+
 def _note_jobs(daemon: Daemon, source: str, jobs: list[Job], found: Discovery, *, recheck: bool) -> None:
     outputs: list[Output] = []
     for job in jobs:
@@ -264,12 +271,12 @@ def collect(daemon: Daemon) -> str | None:
 
 def _archive(daemon: Daemon, claim: Claim, lease: Held) -> Receipt:
     """Bring one output into the bucket, whole, and give its receipt."""
-    output, standing = claim.output, []
+    output = claim.output
+    standing: list[StoredObject] = []
     if claim.recheck:
+        standing = _what_stands(daemon, output)
         if receipt := daemon.archive.receipt(output.id):
             return receipt
-        daemon.archive.abort_uploads(output)  # of whoever held this lease before
-        standing = daemon.archive.objects(output)
         for stored in standing:
             if stored.marked:
                 return _adopt(daemon, claim, lease, stored)
@@ -294,6 +301,12 @@ def _archive(daemon: Daemon, claim: Claim, lease: Held) -> Receipt:
                 raise
             if broken >= _READS_OF_A_BROKEN_WRAPPING:
                 wrapping = Wrapping.NONE
+
+
+def _what_stands(daemon: Daemon, output: Output) -> list[StoredObject]:
+    """Clear away what an earlier holder of the lease left unfinished, and give what it, or somebody else, completed."""
+    daemon.archive.abort_uploads(output)
+    return daemon.archive.objects(output)
 
 
 def _check_size(daemon: Daemon, size: int) -> None:
@@ -524,7 +537,10 @@ def _gone(daemon: Daemon, claim: Claim, lease: Held, exc: OutputGoneError) -> st
             ledger.archived(output.id, receipt.key, receipt.size, unproven=False)
             return "archived already"
         daemon.archive.write_event(
-            "lost", (output.id.source, output.id.job_id, output.id.output_id), loss_document(output, exc.reason, str(exc)), ledger.now()
+            "lost",
+            (output.id.source, output.id.job_id, output.id.output_id),
+            loss_document(output, exc.reason, str(exc)),
+            ledger.now(),
         )
     except LastcallError as trouble:
         return _again(daemon, claim, lease, f"lost, but the bucket cannot be told: {trouble}", None)

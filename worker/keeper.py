@@ -48,8 +48,10 @@ class Keeper:
     `stop` is set when the process is asked to stop; transfers may go on for `grace` after that, then `Held.check` ends them.
     """
 
-    def __init__(self, ledger: Ledger, stop: threading.Event, grace: timedelta) -> None:
+    def __init__(self, ledger: Ledger, stop: threading.Event, *, slots: int, grace: timedelta) -> None:
+        """`slots`: how many outputs this process collects at once."""
         self._ledger = ledger
+        self._slots = slots
         self._stop = stop
         self._grace_seconds = grace.total_seconds()
         self._stopping_since: float | None = None
@@ -58,9 +60,13 @@ class Keeper:
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
+        self._alive = False
 
-    def start(self) -> None:
-        """Begin to beat."""
+    def start(self, *, alive: bool = True) -> None:
+        """Begin to beat. `alive`: the process is a worker, and counts as one."""
+        self._alive = alive
+        with contextlib.suppress(LedgerUnavailableError):  # the first beat comes soon
+            self._stamp()
         self._thread = threading.Thread(target=self._beat, name="keeper", daemon=True)
         self._thread.start()
 
@@ -69,8 +75,9 @@ class Keeper:
         self._ended.set()
         if self._thread:
             self._thread.join(timeout=10)
-        with contextlib.suppress(LedgerUnavailableError):
-            self._ledger.sign_off()
+        if self._alive:
+            with contextlib.suppress(LedgerUnavailableError):
+                self._ledger.sign_off()
 
     def request_stop(self) -> None:
         """The process was asked to stop: begin nothing new, and end what goes on within the grace."""
@@ -121,13 +128,17 @@ class Keeper:
                 one.lost = True
                 log.warning("lease lost", output=str(one.claim.output.id))
 
+    def _stamp(self) -> None:
+        if self._alive:
+            self._ledger.stamp_worker(self._slots)
+
     def _beat(self) -> None:
         every = min(self._ledger.lease_seconds / 3, 5.0)
         while not self._ended.wait(every):
             with self._lock:
                 held, turns = list(self._held), list(self._turns)
             try:
-                self._ledger.stamp_worker()
+                self._stamp()
                 if held:
                     self.renew(held)
                 for turn in turns:

@@ -88,19 +88,27 @@ class Archive:
         """
         return Upload(self._bucket, self._spool, self._senders, output, lease, keep=keep, algorithm=algorithm)
 
+    def abort_uploads(self, output: Output) -> int:
+        """Abort every unfinished multipart upload of `output`; gives how many. For the holder of its lease alone: whoever
+        began them is dead, or no longer holds it.
+        """
+        return self._abort_uploads(self._layout.folder(output), datetime.max.replace(tzinfo=UTC))
+
     def sweep_uploads(self, older_than: timedelta) -> int:
         """Abort our own unfinished multipart uploads (under our prefix only) begun longer ago than that; gives how many."""
-        before = datetime.now(UTC) - older_than
-        swept = 0
-        for page in self._bucket.pages("list_multipart_uploads", Prefix=self._layout.root):
+        return self._abort_uploads(self._layout.root, datetime.now(UTC) - older_than)
+
+    def _abort_uploads(self, prefix: str, before: datetime) -> int:
+        aborted = 0
+        for page in self._bucket.pages("list_multipart_uploads", Prefix=prefix):
             for upload in page.get("Uploads", ()):
                 if self._layout.may_be_ours(upload["Key"]) and upload["Initiated"] < before:
                     with suppress(VanishedError):
                         self._bucket.call("abort_multipart_upload", Key=upload["Key"], UploadId=upload["UploadId"])
-                        swept += 1
-        if swept:
-            log.info("uploads-swept", count=swept)
-        return swept
+                        aborted += 1
+        if aborted:
+            log.info("unfinished uploads aborted", count=aborted)
+        return aborted
 
     def presign(self, key: str, life: timedelta) -> str:
         """A URL for one GET of `key`."""
