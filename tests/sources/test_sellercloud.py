@@ -154,8 +154,9 @@ def test_pages_that_repeat_themselves_end_the_pass_with_an_error(vendor: Simulat
 
 def test_a_malformed_row_never_ends_the_pass(vendor: Simulator, source: Sellercloud) -> None:
     rows = (
-        'null, 7, {"ID": true}, {"ID": "x"}, {"ID": 1.0, "QueuedJobStatus": {}}, {"ID": "2", "QueuedJobStatus": 3, "OutputFile": 5},'
-        '{"ID": 3, "QueuedJobStatus": 3, "OutputFile": []}, {"ID": 4, "QueuedJobStatus": 3, "OutputFile": "a", "SubmittedOn": "x"}'
+        'null, 7, {"ID": true}, {"ID": "x"}, {"ID": 1.0, "QueuedJobStatus": {}},'
+        '{"ID": "2", "QueuedJobStatus": 3, "OutputFile": 5}, {"ID": 3, "QueuedJobStatus": 3, "OutputFile": []},'
+        '{"ID": 4, "QueuedJobStatus": 3, "OutputFile": "a", "SubmittedOn": "x"}'
     )
     vendor.standing["list"] = Fault.answer(200, f'{{"Items": [{rows}], "TotalResults": 8}}', "application/json")
     jobs = listed(source)

@@ -224,9 +224,8 @@ class Crayon:
 
     def _file_refused(self, output: Output, reply: Reply) -> LastcallError:
         """A 401: once it may be the token; with one made for this very output it is the file, or the list is refused too."""
-        if self._auth.link_refused(output.id):
+        if self._auth.link_refused(output.id, self._queue):
             return LinkExpiredError(f"{reply.call}: the token was refused; logged in again")
-        self._queue()
         return HeldError(
             f"{reply.call}: this one file is refused ({reply.status}) while the list is not; check rights and retry"
         )

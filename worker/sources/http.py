@@ -171,20 +171,23 @@ class TokenAuth:
                 self._links.popitem(last=False)
         return _bearer(token)
 
-    def link_refused(self, output: OutputId) -> bool:
-        """A download with `link_headers` was answered 401. True: the token was renewed (once for all), a new link helps.
+    def link_refused(self, output: OutputId, try_token: Callable[[], object]) -> bool:
+        """A download with `link_headers` was answered 401. True: the token has been renewed, once for all; a new link helps.
 
-        False: the refused token was itself made because this output had been refused, so it is not the token.
+        False: the refused token was made because this output had been refused before, and `try_token` (another call, which
+        raises `LogInRefusedError` when that is refused as well) shows that it is good: so it is the file, not the token.
         """
         with self._lock:
             carried = self._links.get(output)
         if carried is None:
-            return True  # a link of another process, or long ago: whatever token it had, the next link has the present one
-        if carried.token == carried.renewed:
-            return False
-        self._shared.drop_token(carried.token)
+            return True  # a link of long ago: whatever token it had, the next one has the present one
+        if carried.token != carried.renewed:
+            self._shared.drop_token(carried.token)
+            carried.renewed = self._token()
+            return True
+        try_token()
         carried.renewed = self._token()
-        return True
+        return carried.renewed != carried.token
 
     def _token(self) -> str:
         """Give the shared token; get one by logging in, or wait until the worker whose turn it is has one."""

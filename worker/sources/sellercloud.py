@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Generator, Iterator, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import structlog
@@ -280,9 +280,8 @@ class Sellercloud:
 
     def _file_refused(self, output: Output, reply: Reply) -> LastcallError:
         """A 401: once it may be the token; with one made for this very output it is the file, or the list is refused too."""
-        if self._auth.link_refused(output.id):
+        if self._auth.link_refused(output.id, lambda: self._page(datetime.now(UTC), 1)):
             return LinkExpiredError(f"{reply.call}: the token was refused; logged in again")
-        self._page(datetime.now(UTC) - timedelta(days=1), 1)
         return HeldError(
             f"{reply.call}: this one file is refused ({reply.status}) while other calls work; check rights and retry"
         )
