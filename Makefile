@@ -18,6 +18,7 @@ help: ## this list
 	do printf 'make %-8s %s\n' "$$target" "$$what"; done
 
 setup: $(READY) ## make .venv, with exactly what requirements.lock names
+	@:
 
 demo: $(READY) ## the whole daemon against four simulated vendors, a real Redis and an S3; ARGS="--keep" leaves it running
 	@lastcall demo $(ARGS)

@@ -12,10 +12,12 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import redis
 
-from worker.demo.embedded import RedisServer, S3Server, wait_until
+from worker.demo.embedded import RedisServer, S3Server, redis_executable, wait_until
+from worker.errors import ConfigurationError
 from worker.settings import ArchiveSettings
 
 _buckets = itertools.count(1)
@@ -31,10 +33,23 @@ def pytest_configure() -> None:
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
     }
+    # A slow example on a busy machine is no failure.
+    hypothesis.settings.register_profile(
+        "steady", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
+    )
+    hypothesis.settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session")
-def _shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+def _redis_here() -> None:
+    try:
+        redis_executable()
+    except ConfigurationError as exc:
+        pytest.skip(f"{exc}; or `make tools`")
+
+
+@pytest.fixture(scope="session")
+def _shared_redis(_redis_here: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     with RedisServer(tmp_path_factory.mktemp("redis")) as server:
         yield server
 
@@ -55,7 +70,7 @@ def redis_url(_shared_redis: RedisServer) -> str:
 
 
 @pytest.fixture
-def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+def redis_server(_redis_here: None, tmp_path: Path) -> Iterator[RedisServer]:
     """Give a Redis of this test's own (`url`, `kill`, `start`, `pause`, `resume`). It forgets everything when it is killed;
     for one that does not, make a ``RedisServer(folder, durable=True)``.
     """

@@ -34,7 +34,7 @@ def test_a_killed_redis_comes_back_on_its_port_empty(redis_server: RedisServer) 
     client.close()
 
 
-def test_a_durable_redis_keeps_what_it_acknowledged_over_a_stop(tmp_path: Path) -> None:
+def test_a_durable_redis_keeps_what_it_acknowledged_over_a_stop(_redis_here: None, tmp_path: Path) -> None:
     with RedisServer(tmp_path, durable=True) as server:
         client = redis.Redis.from_url(server.url)
         client.set("key", "value")
