@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.names import from_content_disposition, safe_name
+from worker.names import content_type, from_content_disposition, safe_name, with_extension
 
 
 @pytest.mark.parametrize(
@@ -111,3 +111,34 @@ def test_any_name_is_one_stable_segment(raw):
     assert unicodedata.is_normalized("NFC", name)
     assert not any(unicodedata.category(char) in {"Cc", "Cf", "Cs", "Zl", "Zp"} for char in name)
     assert safe_name(name, "other") == name
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "whole"),
+    [
+        ("export-5", b"PK\x03\x04" + b"\0" * 26 + b"[Content_Types].xml", "export-5.xlsx"),
+        ("export-5", b"PK\x03\x04" + b"\0" * 26 + b"one.xlsx", "export-5.zip"),
+        ("export-5", b"%PDF-1.7", "export-5.pdf"),
+        ("export-5", b'[{"id": 1}]', "export-5.json"),
+        ("export-5", b"a,b\n1,2\n", "export-5.bin"),
+        ("export-5", b"", "export-5.bin"),
+        ("v1.2", b"", "v1.2.bin"),
+        ("a.csv", b"PK\x03\x04", "a.csv"),
+    ],
+)
+def test_a_name_without_extension_gets_the_one_of_its_first_bytes(name, head, whole):
+    assert with_extension(name, head) == whole
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.csv", "text/csv"),
+        ("a.XLSX", "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"),
+        ("a.tar.gz", "application/gzip"),
+        ("a", "application/octet-stream"),
+        (".csv", "text/csv"),
+    ],
+)
+def test_the_media_type_follows_the_name(name, kind):
+    assert content_type(name) == kind

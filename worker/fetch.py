@@ -43,11 +43,12 @@ _FAULTS = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
 class Download:
     """One download in progress; a context manager that closes its connection.
 
-    Known once opened: `disposition` (the Content-Disposition header as it came, for `names.from_content_disposition`, or
-    None), `content_type`, `content_encoding` (as sent; bytes are never inflated), `length` (Content-Length or None), `etag`.
+    Known once opened: `filename` (the Content-Disposition header, raw as the vendor wrote it, which
+    `names.from_content_disposition` reads; or None), `content_type`, `content_encoding` (as sent; bytes are never inflated),
+    `length` (Content-Length or None), `etag`.
     """
 
-    disposition: str | None
+    filename: str | None
     content_type: str
     content_encoding: str | None
     length: int | None
@@ -166,7 +167,7 @@ class Download:
         if response.status_code != 200:
             raise self._refusal(response)
         headers = response.headers
-        self.disposition = headers.get("Content-Disposition")
+        self.filename = headers.get("Content-Disposition")
         self.content_type = headers.get("Content-Type", "")
         self.content_encoding = _encoding(response)
         self.etag = headers.get("ETag")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import binascii
 import hashlib
+import mimetypes
 import re
 import unicodedata
 from email.header import decode_header
@@ -12,6 +13,29 @@ from typing import Any
 
 _MAX_BYTES = 255
 _MAX_EXTENSION_BYTES = 32
+_HAS_EXTENSION = re.compile(r"[^.]\.(?=[0-9_]*[A-Za-z])[A-Za-z0-9_]{1,16}\Z")
+# An .xlsx is a zip whose first member is usually its table of contents; the name stands at byte 30.
+_MAGIC = tuple(
+    (extension, re.compile(magic, re.DOTALL))
+    for extension, magic in (
+        ("docx", rb"PK\x03\x04.{26}word/"),
+        ("xlsx", rb"PK\x03\x04.{26}(\[Content_Types\]\.xml|xl/|_rels/|docProps/)"),
+        ("zip", rb"PK(\x03\x04|\x05\x06)"),
+        ("pdf", rb"%PDF"),
+        ("gz", rb"\x1f\x8b"),
+        ("xls", rb"\xd0\xcf\x11\xe0"),
+        ("png", rb"\x89PNG"),
+        ("jpg", rb"\xff\xd8\xff"),
+        ("gif", rb"GIF8"),
+        ("json", rb"(\xef\xbb\xbf)?\s*[\[{]\s*[\[{\"\]}]"),
+        ("xml", rb"(\xef\xbb\xbf)?\s*<\?xml"),
+    )
+)
+_TYPES = mimetypes.MimeTypes()  # Python's own table; the module's functions would read the machine's as well
+_TYPES.add_type("application/vnd.openxmlformats-officedocument.spreadsheetml.sheet", ".xlsx")
+_TYPES.add_type("application/vnd.openxmlformats-officedocument.wordprocessingml.document", ".docx")
+_TYPES.add_type("application/gzip", ".gz")
+_COMPRESSED = {"gzip": "application/gzip", "bzip2": "application/x-bzip2", "xz": "application/x-xz"}
 _ENCODED_WORD = re.compile(r"=\?[^?\s]+\?[bBqQ]\?[^?]*\?=(\s*=\?[^?\s]+\?[bBqQ]\?[^?]*\?=)*")
 _DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])[ ]*(\..*)?", re.IGNORECASE)
 # Control, format (bidirectional overrides, zero width), lone surrogates, line and paragraph separators.
@@ -47,6 +71,22 @@ def safe_name(raw: str | None, fallback: str) -> str:
     extension kept and the rest shortened with a hash of the whole. Giving the result in again gives it back.
     """
     return _clean(raw or "") or _clean(fallback) or "file"
+
+
+def with_extension(name: str, head: bytes) -> str:
+    """Give `name` the extension that the file's first bytes (64 are enough) call for, ``.bin`` where they say nothing; a name
+    that has one keeps it.
+    """
+    if _HAS_EXTENSION.search(name):
+        return name
+    found = next((extension for extension, magic in _MAGIC if magic.match(head)), "bin")
+    return f"{name.rstrip('.')}.{found}"
+
+
+def content_type(filename: str) -> str:
+    """Give the media type that `filename` calls for; the same on every machine."""
+    kind, encoding = _TYPES.guess_type(f"_{filename}" if filename.startswith(".") else filename)
+    return "application/octet-stream" if kind is None else _COMPRESSED.get(encoding or "", kind)
 
 
 def _extended(value: tuple[str | None, str | None, str]) -> str | None:
