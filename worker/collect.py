@@ -350,7 +350,7 @@ def _download(daemon: Daemon, claim: Claim, lease: Held, link: Link, standing: l
             place = _Place(daemon, output, link, download, upload)
             for piece in download.chunks():
                 place.write(place.decoder.feed(piece))
-            place.finish()
+            place.finish(whole=bool(download.proof()))
             proof = _prove(output, upload, (*download.proof(), *place.decoder.proof()))
         source.confirm(output)
         lease.confirm()
@@ -399,9 +399,9 @@ class _Place:
         if not self._started and self.decoder.form is not None and (self._sure_name or self.decoder.named):
             self._start()
 
-    def finish(self) -> None:
-        """The body has ended."""
-        self.write(self.decoder.finish())
+    def finish(self, *, whole: bool) -> None:
+        """The body has ended. `whole`: it is known to be all that was sent."""
+        self.write(self.decoder.finish(whole=whole))
         if not self._started:
             self._start()
 

@@ -37,6 +37,7 @@ from urllib3.util.url import Url, parse_url
 from worker.errors import BlockedAddressError, IncompleteBodyError, LastcallError, VendorReplyError, VendorUnavailableError
 from worker.settings import SourceSettings
 
+Session: TypeAlias = requests.Session  # what other rooms call it, since they don't import requests
 _Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
