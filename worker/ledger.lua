@@ -10,11 +10,14 @@
 -- lastcall:archived:{source}  zset   output -> when a listing last showed it; dropped once it no longer does
 -- lastcall:probe:{source}     zset   output -> when to ask once more for a lost output that the vendor still lists
 -- lastcall:count:{source}     number of receipts
+-- lastcall:counting:{source}  number of the last count of the receipts: only what that count has not seen is added to it
+-- lastcall:recovered          set    sources of which the bucket was read back; lastcall:recount: whose count is in doubt
+-- lastcall:polling:{source}   token of the listing that goes on; lastcall:polled:{source} lives as long as none may begin
 --
 -- Fields of an output: st state, dl deadline, doc its document (opaque), cr created, rd ready at (archived_at - rd is the
 -- latency), at attempts, dn downloads, nb not_before, er last error, fe fence, wk worker, gn gone answers, g1 first of them,
--- rs reason of a loss, ak acknowledged with this reason, rc receipt must be looked for before a download, ct its receipt is
--- counted already, ky key, pr probes, hi history.
+-- rs reason of a loss, ak acknowledged with this reason, rc receipt must be looked for before a download, ct the count
+-- that has its receipt, as asserted while that count went on, ky key, pr probes, hi history.
 
 local P = 'lastcall:'
 local call = redis.call
@@ -33,7 +36,8 @@ local function key(set, id) return P .. set .. ':' .. string.match(id, '^([^/]+)
 local function get(id, field) return call('HGET', rec(id), field) end
 
 local function note(id, text)
-  local history = (get(id, 'hi') or '') .. string.format('%.0f %s\n', now, string.gsub(text, '\n', ' '))
+  local line = string.gsub(string.sub(text, 1, 500), '%c', ' ')
+  local history = (get(id, 'hi') or '') .. string.format('%.0f %s\n', now, line)
   if #history > 2000 then history = string.gsub(string.sub(history, -2000), '^[^\n]*\n', '') end
   call('HSET', rec(id), 'hi', history)
 end
@@ -62,7 +66,7 @@ local function move(id, st, until_)
   if st ~= 'claimed' then call('HDEL', rec(id), 'fe', 'wk') end
   if st == 'owed' then
     local nb = until_ or 0
-    call('HSET', rec(id), 'nb', num(nb))
+    call('HSET', rec(id), 'nb', nb > 0 and num(nb) or '')
     call('ZADD', key('open', id), dl, id)
     if nb > now then call('ZADD', key('later', id), num(nb), id) else call('ZADD', key('owed', id), dl, id) end
   elseif st == 'claimed' then
@@ -81,7 +85,8 @@ end
 local function owns(id, fence) return fence ~= '' and get(id, 'fe') == fence end
 
 local function take_fence(id, worker)
-  local fence = call('HGET', P .. 'epoch', 'id') .. ':' .. call('INCR', P .. 'fence')
+  -- With the worker's name, since a Redis that came back a little older gives the same number a second time.
+  local fence = call('HGET', P .. 'epoch', 'id') .. ':' .. call('INCR', P .. 'fence') .. ':' .. worker
   call('HSET', rec(id), 'fe', fence, 'wk', worker)
   return fence
 end
@@ -102,8 +107,9 @@ local function expire_leases(source)
   end
 end
 
+-- What need not wait any longer may be claimed. In steps, so that a great many never make Redis stand still.
 local function promote(source)
-  for _, id in ipairs(call('ZRANGEBYSCORE', P .. 'later:' .. source, '-inf', num(now), 'LIMIT', 0, 200)) do
+  for _, id in ipairs(call('ZRANGEBYSCORE', P .. 'later:' .. source, '-inf', num(now), 'LIMIT', 0, 1000)) do
     call('ZREM', P .. 'later:' .. source, id)
     call('ZADD', P .. 'owed:' .. source, get(id, 'dl'), id)
   end
@@ -118,7 +124,15 @@ local function stopped(source)
 end
 
 local function create(id, dl, doc, ready)
-  call('HSET', rec(id), 'dl', dl, 'doc', doc, 'cr', num(now), 'rd', ready, 'at', '0', 'dn', '0', 'nb', '0', 'gn', '0')
+  call('HSET', rec(id), 'dl', dl, 'doc', doc, 'cr', num(now), 'rd', ready, 'at', '0', 'dn', '0', 'nb', '', 'gn', '0')
+end
+
+-- Counts a receipt, once in each count. What the ledger does not know is listed by the bucket alone, and only once.
+local function count_receipt(id, source)
+  local number = call('GET', P .. 'counting:' .. source) or '0'
+  if get(id, 'ct') == number then return end
+  call('INCR', P .. 'count:' .. source)
+  if get(id, 'st') then call('HSET', rec(id), 'ct', number) end
 end
 
 local commands = {}
@@ -232,22 +246,35 @@ function commands.claim(worker, lease, ...)
   return reply
 end
 
--- claimable [SOURCE SLOTS]…: how many claims would succeed now.
-function commands.claimable(...)
-  local open_at = call('HGET', P .. 'epoch', 'open_at')
-  if not open_at or tonumber(open_at) > now then return 0 end
-  local sources, total = { ... }, 0
-  for i = 1, #sources, 2 do
+-- How many claims of these sources would succeed now, and how many are held.
+local function claimable(sources, first)
+  local total, held = 0, 0
+  for i = first, #sources, 2 do
     local source = sources[i]
     expire_leases(source)
     promote(source)
+    local taken = call('ZCARD', P .. 'claimed:' .. source)
+    held = held + taken
     if not stopped(source) then
-      local slots = tonumber(sources[i + 1]) - call('ZCARD', P .. 'claimed:' .. source)
       local ready = call('ZCARD', P .. 'owed:' .. source) + call('ZCOUNT', P .. 'probe:' .. source, '-inf', num(now))
-      total = total + math.max(0, math.min(slots, ready))
+      total = total + math.max(0, math.min(tonumber(sources[i + 1]) - taken, ready))
     end
   end
-  return total
+  return total, held
+end
+
+-- wakeups QUEUE ALIVE_SINCE [SOURCE SLOTS]…: how many messages are missing in QUEUE, so that every free slot of a living worker
+-- that could claim something is woken.
+function commands.wakeups(queue, alive_since, ...)
+  local open_at = call('HGET', P .. 'epoch', 'open_at')
+  if not open_at or tonumber(open_at) > now then return 0 end
+  local total, held = claimable({ ... }, 1)
+  if total == 0 then return 0 end
+  local capacity = 0
+  for _, worker in ipairs(call('ZRANGEBYSCORE', P .. 'workers', alive_since, '+inf')) do
+    capacity = capacity + tonumber(call('HGET', P .. 'slots', worker) or '0')
+  end
+  return math.max(0, math.min(total, math.max(1, capacity - held)) - call('LLEN', queue))
 end
 
 -- renew EPOCH LEASE WORKER [ID FENCE DEADLINE DOC READY]…: prolongs leases; gives each one's fence, '' when it is lost.
@@ -260,8 +287,15 @@ function commands.renew(new, lease, worker, ...)
     if owns(id, fence) then
       call('ZADD', key('claimed', id), 'XX', num(now + tonumber(lease)), id)
       fences[#fences + 1] = fence
-    elseif string.match(fence, '^(.-):') ~= epoch and (get(id, 'st') or 'owed') == 'owed' then
-      if not get(id, 'st') then create(id, claims[i + 2], claims[i + 3], claims[i + 4]) end
+    elseif string.match(fence, '^(.-):') == epoch then
+      fences[#fences + 1] = ''
+    elseif get(id, 'st') == 'claimed' and get(id, 'wk') == worker then
+      fences[#fences + 1] = get(id, 'fe') -- asserted already, but the answer was lost, or another thread asked
+    elseif (get(id, 'st') or 'owed') == 'owed' then
+      if not get(id, 'st') then
+        create(id, claims[i + 2], claims[i + 3], claims[i + 4])
+        if call('EXISTS', key('counting', id)) == 1 then call('HSET', rec(id), 'as', '1') end
+      end
       note(id, 'asserted again by ' .. worker .. ' after the ledger was made anew')
       move(id, 'claimed', now + tonumber(lease))
       call('HSET', rec(id), 'rc', '1')
@@ -274,10 +308,12 @@ function commands.renew(new, lease, worker, ...)
 end
 
 -- archived ID KEY BYTES UNPROVEN: its receipt stands. True whoever says so; counted once. Gives 1 when this call counted it.
+-- When the ledger was lost while the receipt was written, nobody knows whether the count saw it: count again.
 function commands.archived(id, object, bytes, unproven)
   local st = get(id, 'st')
-  if not st or st == 'archived' then return 0 end
   local source = string.match(id, '^([^/]+)/')
+  if not st or get(id, 'as') then call('SADD', P .. 'recount', source) end
+  if not st or st == 'archived' then return 0 end
   note(id, 'archived')
   call('HSET', rec(id), 'ky', object, 'er', '')
   move(id, 'archived')
@@ -286,22 +322,25 @@ function commands.archived(id, object, bytes, unproven)
     if bound == '+Inf' or seconds <= tonumber(bound) then count('ready_to_archived', source .. '|' .. bound, 1) end
   end
   count('ready_to_archived_sum', source, num(seconds))
-  if call('HDEL', rec(id), 'ct') == 0 then call('INCR', P .. 'count:' .. source) end
+  count_receipt(id, source)
   count('archived', source, 1)
   count('archived_bytes', source, bytes)
   if unproven == '1' then count('unproven', source, 1) end
   return 1
 end
 
--- counted SOURCE ID…: receipts that stand, found by listing the bucket after the ledger was made anew.
-function commands.counted(source, ...)
-  local found = 0
-  for _, id in ipairs({ ... }) do
-    local st = get(id, 'st')
-    if st and st ~= 'archived' then call('HSET', rec(id), 'ct', '1') end
-    if st ~= 'archived' then found = found + 1 end
-  end
-  return call('INCRBY', P .. 'count:' .. source, found)
+-- begin_count SOURCE: the receipts are counted from nothing. Gives the count's number.
+function commands.begin_count(source)
+  call('SREM', P .. 'recount', source)
+  call('SET', P .. 'count:' .. source, '0')
+  return call('INCR', P .. 'counting:' .. source)
+end
+
+-- counted SOURCE NUMBER ID…: receipts that stand, found by listing the bucket. Gives 0 when a later count has begun.
+function commands.counted(source, number, ...)
+  if call('GET', P .. 'counting:' .. source) ~= number then return 0 end
+  for _, id in ipairs({ ... }) do count_receipt(id, source) end
+  return 1
 end
 
 -- again ID FENCE NOT_BEFORE ERROR: a passing fault. release (NOT_BEFORE 0, no error): given back as it was taken.
@@ -310,7 +349,7 @@ function commands.again(id, fence, nb, err)
   if err ~= '' then
     call('HSET', rec(id), 'er', err)
     note(id, err)
-  else
+  elseif get(id, 'st') == 'claimed' then
     call('HINCRBY', rec(id), 'at', -1)
     note(id, 'given back by ' .. (get(id, 'wk') or '?'))
   end
@@ -347,8 +386,7 @@ function commands.gone(id, fence, answers, over, at_deadline, err)
   local since = now - tonumber(get(id, 'g1'))
   local enough = seen >= tonumber(answers) and since >= tonumber(over)
   if enough or (at_deadline == '1' and now >= tonumber(get(id, 'dl'))) then return 1 end
-  local wait = math.max(tonumber(over) / math.max(1, tonumber(answers) - 1), tonumber(over) - since)
-  if tonumber(answers) > 2 then wait = tonumber(over) / (tonumber(answers) - 1) end
+  local wait = tonumber(over) / math.max(1, tonumber(answers) - 1)
   commands.again(id, fence, num(now + wait + 0.1), err)
   return 0
 end
@@ -428,10 +466,37 @@ function commands.pace(source, interval, most)
   return num(wait)
 end
 
--- drop_token SOURCE TOKEN: forgets the shared token if it still is TOKEN.
-function commands.drop_token(source, token)
-  if call('GET', P .. 'token:' .. source) == token then return call('DEL', P .. 'token:' .. source) end
+-- poll_turn SOURCE TOKEN LEASE_MS INTERVAL_MS BY_HAND: the turn to list a source. Gives 1 when TOKEN has it.
+function commands.poll_turn(source, token, lease, interval, by_hand)
+  if call('GET', P .. 'polling:' .. source) == token then return 1 end -- taken already, but the answer was lost
+  if by_hand == '0' and call('EXISTS', P .. 'polled:' .. source) == 1 then return 0 end
+  if not call('SET', P .. 'polling:' .. source, token, 'NX', 'PX', lease) then return 0 end
+  call('SET', P .. 'polled:' .. source, token, 'PX', interval)
+  return 1
+end
+
+-- take NAME VALUE LIFE_MS: a turn that one takes at a time. Gives 1 when VALUE has it, also when only the answer was lost.
+function commands.take(name, value, life)
+  if call('GET', P .. name) == value or call('SET', P .. name, value, 'NX', 'PX', life) then return 1 end
   return 0
+end
+
+-- keep NAME VALUE LIFE_MS: prolongs a key that holds VALUE, and no other.
+function commands.keep(name, value, life)
+  if call('GET', P .. name) == value then return call('PEXPIRE', P .. name, life) end
+  return 0
+end
+
+-- drop NAME VALUE: deletes a key that holds VALUE, and no other.
+function commands.drop(name, value)
+  if call('GET', P .. name) == value then return call('DEL', P .. name) end
+  return 0
+end
+
+-- clear: drops everything, at once, so that nobody sees one half of an output.
+function commands.clear()
+  for _, name in ipairs(call('KEYS', P .. '*')) do call('UNLINK', name) end
+  return 1
 end
 
 -- hush SOURCE UNTIL WHY: nobody calls the source before UNTIL; an earlier, longer hush stays.

@@ -7,6 +7,7 @@ No redis exception leaves: it becomes `LedgerUnavailableError`.
 
 from __future__ import annotations
 
+import itertools
 import json
 import secrets
 import threading
@@ -16,20 +17,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib import resources
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
 
 import redis
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
+from redis.sentinel import Sentinel
 
 from worker.errors import LeaseLostError, LedgerUnavailableError, OutputGoneError, StoppedError, ThrottledError
 from worker.model import Checksum, JsonObject, Output, OutputId, OutputState, parse_timestamp, timestamp
 
+_T = TypeVar("_T")
+
 PREFIX = "lastcall:"
-QUEUES = ("collect", "poll", "tick")  # Celery's lists, which live in the same Redis; the tick reads their length
 _SCRIPT = resources.files("worker").joinpath("ledger.lua").read_text(encoding="utf-8")
 _CALL_MAY_WAIT_SECONDS = 30.0
-_LOG_IN_TURN_SECONDS = 60
+_LOG_IN_TURN_MS = 60_000
+_SENTINEL_PORT = 26379
 _WORKER_ALIVE_SECONDS = 15.0
 _ALL = "*"  # the pause of everything: the bucket refuses us
 
@@ -122,7 +127,7 @@ def _seconds(at: datetime) -> str:
 
 
 def _instant(text: bytes | str | float | None) -> datetime | None:
-    return datetime.fromtimestamp(float(text), UTC) if text and float(text) else None
+    return None if text is None or text in (b"", "") else datetime.fromtimestamp(float(text), UTC)
 
 
 def _pack(output: Output) -> bytes:
@@ -136,7 +141,7 @@ def _pack(output: Output) -> bytes:
         "d": output.downloads,
         "j": output.job,
     }
-    return zlib.compress(json.dumps(document, ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode(), 6)
+    return zlib.compress(json.dumps(document, separators=(",", ":"), sort_keys=True).encode(), 6)
 
 
 def _unpack(identity: str, deadline: bytes | str, packed: bytes) -> Output:
@@ -175,7 +180,16 @@ def connect(url: str) -> Any:  # redis-py types every reply as bytes or str, whi
         "health_check_interval": 5,
         "retry": Retry(ExponentialWithJitterBackoff(base=0.05, cap=1), 3),
     }
-    return redis.Redis.from_url(url, **options)
+    if not url.startswith("sentinel://"):
+        return redis.Redis.from_url(url, **options)
+    hosts, _, path = url.removeprefix("sentinel://").partition("/")
+    credentials, _, hosts = hosts.rpartition("@")
+    username, _, password = credentials.rpartition(":")
+    master, _, database = path.partition("/")
+    options |= {"username": unquote(username) or None, "password": unquote(password) or None, "db": int(database or 0)}
+    parts = [urlsplit(f"//{host}") for host in hosts.split(",")]
+    sentinels = Sentinel([(one.hostname, one.port or _SENTINEL_PORT) for one in parts], socket_timeout=3)  # type: ignore[no-untyped-call]
+    return sentinels.master_for(unquote(master), **options)  # type: ignore[no-untyped-call]
 
 
 class Ledger:
@@ -191,10 +205,10 @@ class Ledger:
         self.lease_seconds = lease.total_seconds()
         self.worker = worker
 
-    def _run(self, command: str, *arguments: str | bytes | float, pipe: Any = None) -> Any:
+    def _run(self, command: str, *arguments: str | bytes | float) -> Any:
         now = "" if self._clock is None else f"{self._clock():.6f}"
         with _edge():
-            return self._script(args=[command, now, *arguments], client=pipe)
+            return self._script(args=[command, now, *arguments])
 
     def now(self) -> datetime:
         """The ledger's time."""
@@ -222,14 +236,15 @@ class Ledger:
 
     def clear(self) -> None:
         """Drop everything that is lastcall's own, as FLUSHALL would (for ``rebuild``)."""
-        with _edge():
-            for key in self._redis.scan_iter(PREFIX + "*", count=1000):
-                self._redis.delete(key)
+        self._run("clear")
 
     def recovered(self, source: str) -> bool:
-        """Whether what the bucket knows of `source` was read back in this epoch."""
-        with _edge():
-            return bool(self._redis.sismember(PREFIX + "recovered", source))
+        """Whether what the bucket knows of `source` was read back in this epoch, and the count of its receipts is sure."""
+        with _edge(), self._redis.pipeline() as pipe:
+            pipe.sismember(PREFIX + "recovered", source)
+            pipe.sismember(PREFIX + "recount", source)
+            recovered, doubtful = pipe.execute()
+        return bool(recovered and not doubtful)
 
     def mark_recovered(self, source: str) -> None:
         """Say that what the bucket knows of `source` was read back."""
@@ -237,15 +252,13 @@ class Ledger:
             self._redis.sadd(PREFIX + "recovered", source)
 
     def count_receipts(self, source: str, outputs: Iterable[OutputId]) -> None:
-        """Count receipts found by listing the bucket; those that were archived meanwhile are not counted twice."""
-        batch: list[str] = []
-        for output in outputs:
-            batch.append(str(output))
-            if len(batch) == 500:
-                self._run("counted", source, *batch)
-                batch.clear()
-        if batch:
-            self._run("counted", source, *batch)
+        """Count the receipts of `source` anew; `outputs` is a listing of the bucket that begins now.
+
+        Those that are archived meanwhile are counted once. A count that broke off is made good by the next one.
+        """
+        number = self._run("begin_count", source)
+        for batch in _batches(map(str, outputs)):
+            self._run("counted", source, number, *batch)
 
     # --- what a listing says -----------------------------------------------------------------------------------------
 
@@ -309,20 +322,22 @@ class Ledger:
             probe=fields["st"] == b"lost",
         )
 
-    def claimable(self, slots: Mapping[str, int]) -> int:
-        """How many claims would succeed now."""
-        return int(self._run("claimable", *_flat(slots)))
+    def wakeups(self, slots: Mapping[str, int], queue: str) -> int:
+        """How many messages are missing in `queue`, so that every free slot that could claim something is woken."""
+        alive_since = self.now().timestamp() - _WORKER_ALIVE_SECONDS
+        return int(self._run("wakeups", queue, alive_since, *_flat(slots)))
 
     def renew(self, claims: list[tuple[Output, str]]) -> list[str]:
         """Prolong the leases of (output, fence); gives each one's fence, which is new after an epoch, or ``""`` when lost."""
-        arguments: list[str | bytes] = []
-        for output, fence in claims:
-            identity, deadline, document, ready = self._facts(output)
-            arguments += [identity, fence, deadline, document, ready]
-        return [
-            fence.decode()
-            for fence in self._run("renew", secrets.token_hex(8), self.lease_seconds, self.worker, *arguments)
-        ]
+        fences: list[str] = []
+        for batch in _batches(claims):
+            arguments: list[str | bytes] = []
+            for output, fence in batch:
+                identity, deadline, document, ready = self._facts(output)
+                arguments += [identity, fence, deadline, document, ready]
+            renewed = self._run("renew", secrets.token_hex(8), self.lease_seconds, self.worker, *arguments)
+            fences += [fence.decode() for fence in renewed]
+        return fences
 
     def archived(self, output: OutputId, key: str, size: int, *, unproven: bool) -> bool:
         """Settle: its receipt stands. True when this call counted it."""
@@ -395,13 +410,8 @@ class Ledger:
     def take_poll_turn(self, source: str, every: timedelta, *, by_hand: bool = False) -> PollTurn | None:
         """Take the turn to list `source`, or None: listed less than `every` ago (save `by_hand`), or being listed."""
         token = secrets.token_hex(8)
-        with _edge():
-            if not by_hand and self._redis.exists(f"{PREFIX}polled:{source}"):
-                return None
-            if not self._redis.set(f"{PREFIX}polling:{source}", token, nx=True, px=int(self.lease_seconds * 1000)):
-                return None
-            self._redis.set(f"{PREFIX}polled:{source}", token, px=_interval_ms(every))
-        return PollTurn(source=source, token=token, every=every)
+        taken = self._run("poll_turn", source, token, int(self.lease_seconds * 1000), _interval_ms(every), int(by_hand))
+        return PollTurn(source=source, token=token, every=every) if taken else None
 
     def stamp_poll_turn(self, turn: PollTurn, seconds_ago: float) -> None:
         """The first request of the listing went out `seconds_ago`: the interval counts from there."""
@@ -410,14 +420,13 @@ class Ledger:
             self._redis.set(f"{PREFIX}polled:{turn.source}", turn.token, px=left)
 
     def keep_poll_turn(self, turn: PollTurn) -> None:
-        """Say that the listing goes on."""
-        with _edge():
-            self._redis.set(f"{PREFIX}polling:{turn.source}", turn.token, px=int(self.lease_seconds * 1000))
+        """Say that the listing goes on. Changes nothing once the turn has ended, or is somebody else's."""
+        self._run("keep", f"polling:{turn.source}", turn.token, int(self.lease_seconds * 1000))
 
     def end_poll_turn(self, turn: PollTurn, result: str, detail: JsonObject) -> None:
         """The listing ended. `result`: ``ok`` or one word for the metric; `detail` goes to ``status``."""
+        self._run("drop", f"polling:{turn.source}", turn.token)
         with _edge(), self._redis.pipeline() as pipe:
-            pipe.delete(f"{PREFIX}polling:{turn.source}")
             pipe.hset(
                 f"{PREFIX}poll:{turn.source}",
                 mapping={"at": _seconds(self.now()), "result": result, "detail": json.dumps(detail)},
@@ -474,15 +483,20 @@ class Ledger:
 
     # --- heartbeats --------------------------------------------------------------------------------------------------
 
-    def stamp_worker(self) -> None:
-        """This worker process is alive."""
-        with _edge():
-            self._redis.zadd(f"{PREFIX}workers", {self.worker: self.now().timestamp()})
+    def stamp_worker(self, slots: int) -> None:
+        """This worker process is alive and can collect `slots` outputs at once."""
+        now = self.now().timestamp()
+        with _edge(), self._redis.pipeline() as pipe:
+            pipe.zadd(f"{PREFIX}workers", {self.worker: now})
+            pipe.hset(f"{PREFIX}slots", self.worker, slots)
+            pipe.execute()
 
     def sign_off(self) -> None:
         """This worker process has ended."""
-        with _edge():
-            self._redis.zrem(f"{PREFIX}workers", self.worker)
+        with _edge(), self._redis.pipeline() as pipe:
+            pipe.zrem(f"{PREFIX}workers", self.worker)
+            pipe.hdel(f"{PREFIX}slots", self.worker)
+            pipe.execute()
 
     def stamp_beat(self) -> None:
         """A beat ticked."""
@@ -497,21 +511,28 @@ class Ledger:
     def workers(self) -> list[str]:
         """The worker processes that are alive."""
         oldest = self.now().timestamp() - _WORKER_ALIVE_SECONDS
-        with _edge(), self._redis.pipeline() as pipe:
-            pipe.zremrangebyscore(f"{PREFIX}workers", "-inf", oldest - 3600)
-            pipe.zrangebyscore(f"{PREFIX}workers", oldest, "+inf")
-            _, alive = pipe.execute()
-        return [name.decode() for name in alive]
-
-    def queued(self, queue: str) -> int:
-        """How many messages wait in a Celery queue."""
         with _edge():
-            return int(self._redis.llen(queue))
+            dead = self._redis.zrangebyscore(f"{PREFIX}workers", "-inf", oldest - 3600)
+            if dead:
+                self._redis.zrem(f"{PREFIX}workers", *dead)
+                self._redis.hdel(f"{PREFIX}slots", *dead)
+            return [name.decode() for name in self._redis.zrangebyscore(f"{PREFIX}workers", oldest, "+inf")]
 
     def once(self, name: str, life: timedelta) -> bool:
         """True for the first caller within `life`."""
         with _edge():
             return bool(self._redis.set(f"{PREFIX}once:{name}", "1", nx=True, px=int(life.total_seconds() * 1000)))
+
+    def alert(self, name: str, text: str, *, again_after: timedelta = timedelta(days=1)) -> None:
+        """Queue an alert for the next digest; `name` says what it is about, and is not alerted again before `again_after`."""
+        if self.once(f"alert:{name}", again_after):
+            with _edge():
+                self._redis.rpush(f"{PREFIX}alerts", text)
+
+    def take_alerts(self) -> list[str]:
+        """Take all queued alerts."""
+        with _edge():
+            return [text.decode() for text in self._redis.lpop(f"{PREFIX}alerts", 1000) or []]
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -532,27 +553,25 @@ class Ledger:
             OutputState.ARCHIVED: ("archived",),
         }
         names = sets[state] if state else ("open", "held", "lost", "explained", "empty", "archived")
-        for name in names:
-            start = 0
-            while True:
-                with _edge():
-                    page = self._redis.zrange(f"{PREFIX}{name}:{source}", start, start + 499)
-                    if not page:
-                        break
-                    with self._redis.pipeline(transaction=False) as pipe:
-                        for identity in page:
-                            pipe.hgetall(f"{PREFIX}o:{identity.decode()}")
-                        found = pipe.execute()
-                start += len(page)
-                for identity, fields in zip(page, found, strict=True):
-                    if fields and (state is None or fields[b"st"].decode() == state):
-                        yield _record(identity.decode(), fields)
+        # All at once: outputs go on changing their states, so pages of an index would leave some out and show others twice.
+        with _edge(), self._redis.pipeline() as pipe:
+            for name in names:
+                pipe.zrange(f"{PREFIX}{name}:{source}", 0, -1)
+            indexes = pipe.execute()
+        for page in _batches(identity.decode() for index in indexes for identity in index):
+            with _edge(), self._redis.pipeline(transaction=False) as pipe:
+                for identity in page:
+                    pipe.hgetall(f"{PREFIX}o:{identity}")
+                found = pipe.execute()
+            for identity, fields in zip(page, found, strict=True):
+                if fields and (state is None or fields[b"st"].decode() == state):
+                    yield _record(identity, fields)
 
     def status(self, source: str, at_risk: timedelta) -> SourceStatus:
         """One source's row of ``status``. One round trip, whatever the backlog."""
         now = self.now()
-        with _edge(), self._redis.pipeline(transaction=False) as pipe:
-            for name in ("owed", "later", "claimed", "lost", "explained", "held", "empty"):
+        with _edge(), self._redis.pipeline() as pipe:
+            for name in ("owed", "later", "open", "lost", "explained", "held", "empty"):
                 pipe.zcard(f"{PREFIX}{name}:{source}")
             pipe.get(f"{PREFIX}count:{source}")
             pipe.zrange(f"{PREFIX}open:{source}", 0, 0, withscores=True)
@@ -561,11 +580,11 @@ class Ledger:
             pipe.hgetall(f"{PREFIX}poll:{source}")
             for name in (f"pause:{source}", f"hush:{source}", f"pause:{_ALL}"):
                 pipe.hmget(f"{PREFIX}{name}", "until", "why")
-            owed, later, claimed, lost, explained, held, empty, count, head, risk, overdue, poll, *pauses = pipe.execute()
+            owed, later, open_, lost, explained, held, empty, count, head, risk, overdue, poll, *pauses = pipe.execute()
         until, why = max(((_instant(at), why) for at, why in pauses if at), default=(None, None))
         return SourceStatus(
             owed=owed + later,
-            claimed=claimed,
+            claimed=open_ - owed - later,  # what is asked for although it is lost is leased too, but stays lost
             archived=int(count or 0),
             lost=lost,
             acknowledged=explained,
@@ -617,13 +636,20 @@ def _interval_ms(every: timedelta) -> int:
     return int(every.total_seconds() * 1000) + 50
 
 
+def _batches(items: Iterable[_T]) -> Iterator[list[_T]]:
+    """Give `items` in lists that one script call can take: Lua unpacks at most some 8,000 values."""
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, 500)):
+        yield batch
+
+
 def _flat(slots: Mapping[str, int]) -> list[str | float]:
     return [part for source, most in slots.items() for part in (source, most)]
 
 
 def _record(identity: str, fields: Mapping[bytes, bytes]) -> Record:
     history = []
-    for line in fields.get(b"hi", b"").decode(errors="replace").splitlines():
+    for line in fields.get(b"hi", b"").decode(errors="replace").split("\n"):
         at, _, what = line.partition(" ")
         if moment := _instant(at):
             history.append((moment, what))
@@ -659,6 +685,7 @@ class SharedState:
         self._source = source
         self._interval = 1 / requests_per_second
         self._stop = stop
+        self._log_in_turn = ""
 
     def pace(self) -> None:
         """Wait for this source's turn to make one call."""
@@ -688,14 +715,16 @@ class SharedState:
 
     def drop_token(self, token: str) -> None:
         """Forget `token` if it is still the shared one."""
-        self._ledger._run("drop_token", self._source, token)  # noqa: SLF001
+        self._ledger._run("drop", f"token:{self._source}", token)  # noqa: SLF001
 
     def log_in_turn(self) -> bool:
         """Take the turn to log in."""
-        with _edge():
-            return bool(self._redis.set(f"{PREFIX}login:{self._source}", "1", nx=True, ex=_LOG_IN_TURN_SECONDS))
+        turn = secrets.token_hex(8)
+        taken = bool(self._ledger._run("take", f"login:{self._source}", turn, _LOG_IN_TURN_MS))  # noqa: SLF001
+        if taken:
+            self._log_in_turn = turn
+        return taken
 
     def end_log_in_turn(self) -> None:
-        """Give it back."""
-        with _edge():
-            self._redis.delete(f"{PREFIX}login:{self._source}")
+        """Give it back, unless it ended by itself and is somebody else's now."""
+        self._ledger._run("drop", f"login:{self._source}", self._log_in_turn)  # noqa: SLF001
