@@ -130,10 +130,10 @@ class World:
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Start one process of the Procfile; its log is in the folder."""
-        log = (self.folder / f"{arguments[0]}-{len(self._processes)}.log").open("wb")
-        process = subprocess.Popen(
-            [sys.executable, "-m", "worker", *arguments], env=self._env({}), stdout=log, stderr=subprocess.STDOUT
-        )
+        with (self.folder / f"{arguments[0]}-{len(self._processes)}.log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "worker", *arguments], env=self._env({}), stdout=log, stderr=subprocess.STDOUT
+            )
         self._processes.append(process)
         return process
 
