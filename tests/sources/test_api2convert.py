@@ -346,6 +346,13 @@ def test_outputs_that_cannot_be_read_never_look_like_nothing_produced(
     assert bad.warnings
 
 
+def test_a_job_that_cannot_be_read_is_running_when_asked_for(vendor: demo.Api2convert, source: Api2convert) -> None:
+    """A watched job must not end the pass of all the others."""
+    vendor.fail("job", Fault.answer(200, json.dumps({**GOOD, "output": None}), "application/json"))
+    job = source.job("good")
+    assert (job.id, job.state, len(job.warnings)) == ("good", RUNNING, 1)
+
+
 def test_one_unreadable_output_leaves_the_others(vendor: demo.Api2convert, source: Api2convert) -> None:
     extra = {"id": 17, "size": "12", "checksum": 5, "downloads_counter": "3", "created_at": "soon", "status": "enabled"}
     serve(vendor, {**GOOD, "output": [*GOOD["output"], None, extra, {**extra, "size": {}, "metadata": []}]})
@@ -375,20 +382,16 @@ def test_the_receipts_copy_of_the_job_holds_no_secret_and_no_link(vendor: demo.A
         {"id": "i1", "type": "remote", "source": "https://user:pw@example.com/x?sig=1", "credentials": {"token": "s3cret"}}
     ]
     conversions = [{"target": "pdf", "options": {"open_password": "s3cret", "dpi": 300}}]
-    vendor.add_job(
-        file("a.csv"),
-        file("b.csv"),
-        inputs=sources,
-        conversions=conversions,
-        callback="https://example.com/s3cret",
-        token="s3cret",
-    )
+    warnings = [{"code": 17, "message": "cannot read https://user:pw@example.com/x?sig=1 twice", "details": {"at": "sig=1"}}]
+    how = {"inputs": sources, "conversions": conversions, "warnings": warnings}
+    vendor.add_job(file("a.csv"), file("b.csv"), callback="https://example.com/s3cret", token="s3cret", **how)
     (job,) = listed(source)
     first, second = job.outputs
     text = json.dumps(first.job)
     for secret in ("s3cret", "://", "download-file", "sig="):
         assert secret not in text
     assert first.job["id"] == job.id
+    assert first.job["warnings"] == [{"code": 17, "message": "cannot read (link) twice"}]
     assert first.job["conversion"][0]["options"] == {"dpi": 300}
     assert [row["id"] for row in second.job["output"]] == [second.id.output_id], "each receipt tells of its own output"
 

@@ -7,6 +7,7 @@ what the download host answers in a bad case is not documented: the output's `st
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -54,9 +55,10 @@ _NOT_KEPT = frozenset(
     {
         *("token", "uri", "download_uri", "server", "callback", "url", "credentials", "parameters"),
         *("download_password", "download_passwords", "password", "user_password", "owner_password", "open_password"),
-        *("secret", "access_token", "refresh_token", "api_key", "apikey", "signature", "authorization"),
+        *("details", "secret", "access_token", "refresh_token", "api_key", "apikey", "signature", "authorization"),
     }
 )
+_LINK_IN_TEXT = re.compile(r"\S*://\S*")
 
 log = structlog.get_logger(__name__)
 
@@ -136,17 +138,14 @@ class Api2convert:
             if key in seen:
                 continue
             seen.add(key)
-            try:
-                yield self._job(row)
-            except VendorReplyError as exc:
-                if job_id is None:
-                    log.warning("row_unreadable", source=self._settings.name, why=str(exc))
-                else:
-                    yield Job(id=job_id, state=JobState.RUNNING, warnings=(str(exc),))
+            if job_id is None:
+                log.warning("row_unreadable", source=self._settings.name)
+            else:
+                yield self._job_or_oddity(job_id, row)
 
     def job(self, job_id: str) -> Job:
         """Ask for one job (see `base.Source`)."""
-        return self._job(self._document(job_id))
+        return self._job_or_oddity(job_id, self._document(job_id))
 
     # --- one job -----------------------------------------------------------------------------------------------------
 
@@ -158,6 +157,13 @@ class Api2convert:
         if not reply.ok:
             raise reply.unexpected()
         return Fields(reply.json(), f"job {job_id}").document
+
+    def _job_or_oddity(self, job_id: str, document: Any) -> Job:
+        """Make our noun of the vendor's document; one that cannot be read is RUNNING with a warning, and ends no pass."""
+        try:
+            return self._job(document)
+        except VendorReplyError as exc:
+            return Job(id=job_id, state=JobState.RUNNING, warnings=(str(exc),))
 
     def _job(self, document: Any) -> Job:
         """Make our noun of the vendor's document. Raises `VendorReplyError` where nothing can be said about the job."""
@@ -403,4 +409,17 @@ def _kept(document: JsonObject, row: JsonObject) -> JsonObject:
         for item in (inputs if isinstance(inputs, list) else ())
         if isinstance(item, dict)
     ]
-    return receipt_copy({**document, "input": kept, "output": [row]}, _NOT_KEPT)
+    return receipt_copy({**document, "input": kept, "output": [row], **_messages(document)}, _NOT_KEPT)
+
+
+def _messages(document: JsonObject) -> JsonObject:
+    """Give the job's errors and warnings; their texts may name the very address that an input could not be read from."""
+    return {
+        key: [
+            {name: _LINK_IN_TEXT.sub("(link)", text) if isinstance(text, str) else text for name, text in item.items()}
+            for item in document[key]
+            if isinstance(item, dict)
+        ]
+        for key in ("errors", "warnings")
+        if isinstance(document.get(key), list)
+    }

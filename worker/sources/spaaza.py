@@ -39,6 +39,7 @@ PAGE_ROWS = 50
 MAX_PAGES = 2000
 LEAST_LEFT = timedelta(seconds=60)  # a link with less than this, or a tenth of its life, is minted again
 
+_CLOCKS_AGREE = timedelta(seconds=2)
 _STATES = {
     "READY": JobState.RUNNING,
     "INPROGRESS": JobState.RUNNING,
@@ -125,19 +126,24 @@ class Spaaza:
 
     def _listed(self, row: Any, task_id: str | None) -> Iterator[Job]:
         """Give the task of one row, if it is an export. A row that cannot be read harms no other."""
+        if task_id is None:
+            log.warning("row_unreadable", source=self._settings.name)
+            return
         try:
             task = self._task(row)
+        except VendorReplyError as exc:
+            yield _oddity(task_id, exc)
+        else:
             if task.exports:
                 yield self._job(task)
-        except VendorReplyError as exc:
-            if task_id is None:
-                log.warning("row_unreadable", source=self._settings.name, why=str(exc))
-            else:
-                yield Job(id=task_id, state=JobState.RUNNING, warnings=(str(exc),))
 
     def job(self, job_id: str) -> Job:
         """Ask for one task (see `base.Source`). A task that is no export is FAILED: it will never produce a file for us."""
-        task = self._read(job_id)
+        document = self._document(job_id)
+        try:
+            task = self._task(document)
+        except VendorReplyError as exc:
+            return _oddity(job_id, exc)
         if task.exports:
             return self._job(task)
         return Job(id=task.id, state=JobState.FAILED, status=task.word, warnings=(f"task {task.id}: not an export",))
@@ -186,13 +192,17 @@ class Spaaza:
             deadline=deadline,
         )
 
-    def _read(self, task_id: str) -> _Task:
-        """Read one task now. Raises `OutputGoneError` when the chain has no such task."""
+    def _document(self, task_id: str) -> JsonObject:
+        """Read one task's document now. Raises `OutputGoneError` when the chain has no such task."""
         reply = self._session.get(f"task {task_id}", f"/tasks/{encode_id(task_id)}")
         document = _json_or_none(reply) if reply.ok else None
         if not isinstance(document, dict) or "id" not in document:
             raise self._task_refusal(reply, task_id)
-        return self._task(document)
+        return document
+
+    def _read(self, output: Output) -> _Task:
+        """Read the output's task now."""
+        return self._task(self._document(output.id.job_id))
 
     # --- one download ------------------------------------------------------------------------------------------------
 
@@ -201,7 +211,7 @@ class Spaaza:
 
         A link that is about to age is minted once more; of the second one, whatever is left is used.
         """
-        self._check_run(output, self._read(output.id.job_id))
+        self._check_run(output, self._read(output))
         link, fresh = self._mint(output.id.job_id)
         if not fresh:
             link, _ = self._mint(output.id.job_id)
@@ -287,7 +297,7 @@ class Spaaza:
         nothing against bytes that are whole.
         """
         try:
-            task = self._read(output.id.job_id)
+            task = self._read(output)
         except OutputGoneError:
             return
         if task.run != output.id.output_id:
@@ -358,6 +368,11 @@ class _Words:
         return 68 in self._codes or self._says("permission_denied_or_non_existent")
 
 
+def _oddity(task_id: str, why: VendorReplyError) -> Job:
+    """Give a task that cannot be read: RUNNING with a warning, so that it ends no pass and is looked at again."""
+    return Job(id=task_id, state=JobState.RUNNING, warnings=(str(why),))
+
+
 def _error_codes(document: Any) -> Iterator[int]:
     """Give the codes of the main API's envelope, whose errors are one object or several."""
     if not isinstance(document, dict):
@@ -387,12 +402,14 @@ def _id_of(row: Any) -> str | None:
 
 
 def _vendor_now(reply: Reply) -> datetime:
-    """Give the time by the vendor's clock: the reply's ``Date``; ours where it has none that can be read."""
+    """Give the time by the vendor's clock: ours, unless the reply's ``Date``, which has whole seconds, shows another one."""
+    now = datetime.now(UTC)
     try:
-        at = parsedate_to_datetime(reply.headers["date"])
-    except (KeyError, ValueError, TypeError):
-        return datetime.now(UTC)
-    return at.astimezone(UTC) if at.tzinfo is not None else at.replace(tzinfo=UTC)
+        told = parsedate_to_datetime(reply.headers["date"])
+        told = told.astimezone(UTC) if told.tzinfo is not None else told.replace(tzinfo=UTC)
+    except (KeyError, ValueError, TypeError, OverflowError):
+        return now
+    return told if abs(told - now) > _CLOCKS_AGREE else now
 
 
 def _told_expiry(query: str) -> tuple[timedelta | None, datetime | None]:
@@ -401,19 +418,18 @@ def _told_expiry(query: str) -> tuple[timedelta | None, datetime | None]:
     for provider in ("amz", "goog"):
         signed_at, seconds = told.get(f"x-{provider}-date"), told.get(f"x-{provider}-expires", "")
         if signed_at is not None and _is_count(seconds):
-            try:
-                begun = datetime.strptime(signed_at, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
-            except ValueError:
-                continue
             life = timedelta(seconds=int(seconds))
-            return life, begun + life
+            try:
+                return life, datetime.strptime(signed_at, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC) + life
+            except (ValueError, OverflowError):
+                continue
     if _is_count(told.get("expires", "")):
         return None, datetime.fromtimestamp(int(told["expires"]), UTC)
     return None, None
 
 
 def _is_count(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= 11
+    return text.isascii() and text.isdigit() and len(text) <= 10
 
 
 _StorageError = Callable[[str], LastcallError]
