@@ -268,6 +268,7 @@ def test_a_link_asks_for_the_raw_bytes_with_a_living_token(vendor: Simulator, so
     output = only_output(source)
     link = source.link(output)
     assert link.wrapping is Wrapping.CRAYON
+    assert link.fallback_filename == f"export-{item.id}"
     assert link.url not in repr(link)
     assert hashlib.sha256(download(source, output)).hexdigest() == item.content.sha256
     assert vendor.requests("download")[0].path == f"/api/v1/exports/{item.id}/download/"

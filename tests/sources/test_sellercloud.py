@@ -279,6 +279,7 @@ def test_a_link_is_the_second_form_with_a_living_token(vendor: Simulator, source
     output = only_output(source)
     link = source.link(output)
     assert link.wrapping is Wrapping.SELLERCLOUD
+    assert link.fallback_filename == job.filename
     assert link.url not in repr(link)
     assert hashlib.sha256(base64.b64decode(download(source, output))).hexdigest() == job.content.sha256
     assert vendor.requests("download")[0].query == {"id": [str(job.id)]}

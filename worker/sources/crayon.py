@@ -83,6 +83,7 @@ class Crayon:
             headers={**self._auth.link_headers(output.id), "Accept": "application/octet-stream"},
             wrapping=Wrapping.CRAYON,
             resumable=False,
+            fallback_filename=f"export-{output.id.job_id}",
         )
 
     def refused(self, output: Output, refusal: RefusedError) -> LastcallError:

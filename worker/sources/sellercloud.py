@@ -115,6 +115,7 @@ class Sellercloud:
             headers={**self._auth.link_headers(output.id), "Content-Type": "application/json"},
             wrapping=Wrapping.SELLERCLOUD,
             resumable=False,
+            fallback_filename=output.filename or f"{output.id.job_id}.bin",
         )
 
     def refused(self, output: Output, refusal: RefusedError) -> LastcallError:
