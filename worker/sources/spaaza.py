@@ -49,7 +49,7 @@ _STATES = {
 _SCOPE = [("action", "export")]
 # Logs and debug hold whatever the task's author printed, links included.
 _NOT_KEPT = frozenset({"logs", "debug", "url", "download_url", "token", "token_secret", "access_token", "secret", "password"})
-_XML_CODE = re.compile(r"<Code>\s*([^<]{1,100}?)\s*</Code>")
+_XML_CODE = re.compile(r"<Code>\s*([A-Za-z0-9.]{1,64})\s*</Code>")
 
 log = structlog.get_logger(__name__)
 
@@ -270,8 +270,8 @@ class Spaaza:
         """Say what an answer of the storage host means (see `base.Source`).
 
         Which provider it is nobody says, so the XML error code decides before the status. What reads like a link that has
-        aged, or one that was good for one request, is `LinkExpiredError`, and so is a bare 403: the caller gets one more
-        link and holds the output when that one is refused at once as well.
+        aged, or one that was good for one request, is `LinkExpiredError`, and so is a bare 403: another link is worth a
+        try, and the caller bounds how many it follows in a row.
         """
         where, status = f"task {output.id.job_id}", refusal.status
         text = refusal.body.decode("utf-8", "replace")
@@ -454,8 +454,5 @@ _STORAGE_CODES: Mapping[str, _StorageError] = {
     "NoSuchBucket": HeldError,
     "NoSuchKey": _purged,
     "NoSuchVersion": _purged,
-    "SlowDown": VendorUnavailableError,
-    "InternalError": VendorUnavailableError,
-    "ServiceUnavailable": VendorUnavailableError,
     "RequestTimeout": VendorUnavailableError,
 }
