@@ -45,6 +45,7 @@ _ERROR_BYTES = 64 * 1024
 _SPACE = b" \t\r\n"
 _BOM = b"\xef\xbb\xbf"
 _BREAKS = b"\r\n"
+_ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _BASE64_LINE = 60  # a first line as long as this with no other character in it is hardly anything but base64
 
 _CONTENT_KEYS = {Wrapping.SELLERCLOUD: {"content"}, Wrapping.CRAYON: {"filecontent", "data"}, Wrapping.NONE: set[str]()}
@@ -91,7 +92,7 @@ class Decoder:
         self._meant = _meant(filename, content_type)
         self._head = bytearray()
         self._reader: _Reader = _Raw()
-        self._body_hash = hashlib.sha256()
+        self._body_sha256: str | None = None
         self._finished = False
 
     def feed(self, piece: Piece) -> bytes:
@@ -129,12 +130,12 @@ class Decoder:
 
     @property
     def body_sha256(self) -> str | None:
-        """After `finish`: the SHA-256 of the body as received, hex; None where the form is none, since it is the file's own."""
-        return None if self.form == "none" or not self._finished else self._body_hash.hexdigest()
+        """After `finish`: the SHA-256 of the body as received, hex, for a wrapped body of at most 1 MiB: a short text can be
+        base64 by accident. None for a longer one (hashing it would cost a third of the speed), and where the form is none.
+        """
+        return self._body_sha256
 
     def _read(self, piece: Piece) -> bytes:
-        if self.form != "none":
-            self._body_hash.update(piece)
         try:
             out = self._reader.feed(piece)
         except _ViolationError as exc:
@@ -160,7 +161,7 @@ class Decoder:
                     raise DecodeError(exc.message) from exc
                 continue
             self._reader, self.form = reader, reader.form
-            self._body_hash.update(head)
+            self._body_sha256 = hashlib.sha256(head).hexdigest() if ended else None
             self.filename = reader.filename
             self.named = reader.form not in {"json-content", "json-bytes"} or reader.filename is not None
             return out
@@ -351,9 +352,14 @@ class _Base64:
             raise _ViolationError("the last group of the base64 text is not one that an encoder writes")
         return out
 
+    @property
+    def plausible(self) -> bool:
+        """Whether what fills no group of four yet could still become one."""
+        return not self._carry.rstrip(b"=").translate(None, _ALPHABET)
+
     def finish(self) -> bytes:
         if self._carry:
-            raise _ViolationError("the base64 text ended within a group of four", cut=not self._ended)
+            raise _ViolationError("the base64 text ended within a group of four", cut=self.plausible and not self._ended)
         return b""
 
 
@@ -364,6 +370,11 @@ class _Inside:
         self.base64 = _Base64()
         self.closed = False
         self._held = b""
+
+    @property
+    def plausible(self) -> bool:
+        """Whether more of the same could make it whole."""
+        return self.base64.plausible
 
     def feed(self, piece: Piece) -> tuple[bytes, bytes]:
         """Give (what was decoded, what follows the closing quote)."""
@@ -378,7 +389,10 @@ class _Inside:
             text = _unescape(text)
         out = self.base64.feed(text)
         if self.closed:
-            self.base64.finish()
+            try:
+                self.base64.finish()
+            except _ViolationError as exc:
+                raise _ViolationError(exc.message) from exc  # the quote is its end, so nothing was cut
         return out, rest
 
 
@@ -388,6 +402,7 @@ def _unescape(text: bytes) -> bytes:
     if rb"\u" in text:
         for code, char in ((rb"\u002b", b"+"), (rb"\u002B", b"+"), (rb"\u002f", b"/"), (rb"\u002F", b"/")):
             text = text.replace(code, char)
+    if rb"\u" in text:
         text = _ESCAPE.sub(lambda match: bytes.fromhex(match[1].decode()), text)
     return text  # a backslash that is left is no base64, which the next step says
 
@@ -416,13 +431,15 @@ class _JsonString:
 
     def finish(self) -> bytes:
         if not self._inside.closed:
-            raise _ViolationError("the JSON string of base64 never ended", cut=True)
+            raise _ViolationError("the JSON string of base64 never ended", cut=self._inside.plausible)
         self.proof = (*self._inside.base64.proof, "json-end")
         return b""
 
 
 class _Numbers:
     """The inside of an array of byte numbers, up to its closing bracket."""
+
+    plausible = True
 
     def __init__(self) -> None:
         self.closed = False
@@ -478,7 +495,7 @@ class _Envelope:
 
     def finish(self) -> bytes:
         if not self._inside.closed:
-            raise _ViolationError("the content of the JSON envelope never ended", cut=True)
+            raise _ViolationError("the content of the JSON envelope never ended", cut=self._inside.plausible)
         text = ('{"":0' + self._tail.decode(errors="replace")).rstrip()
         try:
             rest, end = json.JSONDecoder(strict=False).raw_decode(text)
