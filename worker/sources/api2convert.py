@@ -1,8 +1,8 @@
 """API2Convert (online-convert.com): conversion jobs with several outputs each, fixed links, a small budget of downloads.
 
-Facts: the vendor's OpenAPI 2.0.1 and guides (https://www.api2convert.com/docs). An output's link is the secret `uri` of the
-job document; it is read in `link` and nowhere else. Every GET of it is taken as counted, whatever it is answered with, and
-what the download host answers in a bad case is not documented: the output's `status`, read again, is what decides.
+Facts: the vendor's OpenAPI 2.0.1 and guides (https://www.api2convert.com/documentation). An output's link is the secret
+`uri` of the job document; it is read in `link` and nowhere else. Every GET of it is taken as counted, whatever it is answered
+with, and what the download host answers in a bad case is not documented: the output's `status`, read again, decides.
 """
 
 from __future__ import annotations

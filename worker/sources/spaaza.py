@@ -1,7 +1,8 @@
 """Spaaza: export tasks that can run again under their id, and download links that are minted on request and age.
 
-Facts: the vendor's Services API pages (https://docs.spaaza.com), which give conditions and texts of refusals but neither
-status codes nor the shape of error bodies. So a refusal is known by its text, wherever in the body that is, before its status.
+Facts: the vendor's Services API pages (https://docs.spaaza.com/integrations/exporting-data/), which give conditions and
+texts of refusals but neither status codes nor the shape of error bodies. So a refusal is known by its text, wherever in the
+body that is, before its status.
 
 A job is a task; its one output is one *run* of it, named by the run's `last_run_date`. Links lead to a storage host that
 must never see the account's token.
