@@ -45,6 +45,7 @@ _PERMISSIONS = {
     "complete_multipart_upload": "s3:PutObject",
     "abort_multipart_upload": "s3:AbortMultipartUpload",
     "list_multipart_uploads": "s3:ListBucketMultipartUploads",
+    "list_parts": "s3:ListMultipartUploadParts",
     "list_objects_v2": "s3:ListBucket (without it a missing object is answered with 403 as well)",
     "head_object": "s3:GetObject",
     "get_object": "s3:GetObject",
@@ -54,6 +55,7 @@ _PASSING = {
     "RequestTimeout", "SlowDown", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch",
     "InvalidDigest", "TooManyRequests", "RequestLimitExceeded",
 }  # fmt: skip
+_ON_UNFINISHED = {"upload_part", "list_parts", "complete_multipart_upload", "abort_multipart_upload"}
 _KEY_REFUSED = {"KeyTooLongError", "XMinioInvalidObjectName", "InvalidObjectName", "InvalidURI"}
 _WRONG_REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "TemporaryRedirect"}
 _CREDENTIALS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "TokenRefreshRequired"}
@@ -206,7 +208,7 @@ class Bucket:
                 return NotThereError(what)
             case 400 | 404 if code in {"NoSuchUpload", "InvalidPart", "InvalidPartOrder"}:
                 return VanishedError(what)
-            case 404 if operation in {"upload_part", "complete_multipart_upload", "abort_multipart_upload"}:
+            case 404 if operation in _ON_UNFINISHED:
                 return VanishedError(what)
             case 501:
                 return ArchiveRefusedError(f"{what}: this service lacks what lastcall needs")
@@ -300,6 +302,11 @@ class Bucket:
                 return None
 
         return self.patiently(lease, attempt)
+
+
+def answered(exc: ArchiveUnavailableError) -> bool:
+    """Whether S3 gave an answer at all, be it a bad one."""
+    return isinstance(exc.__cause__, botocore_exceptions.ClientError)
 
 
 def sleep(seconds: float, lease: Lease | None) -> None:

@@ -11,17 +11,19 @@ import threading
 import zlib
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
 import structlog
 
-from worker.archive.s3 import LOOK_SECONDS, Bucket, StandsError, VanishedError
+from worker.archive.s3 import LOOK_SECONDS, Bucket, StandsError, VanishedError, answered
 from worker.archive.senders import Senders
 from worker.archive.spool import BLOCK_BYTES, Block, Body, Spool
 from worker.archive.stored import StoredObject, attributes, crc32_header, read_back, stored_object
 from worker.errors import (
+    ArchiveRefusedError,
     ArchiveUnavailableError,
     KeyConflictError,
     LastcallError,
@@ -45,7 +47,7 @@ def blocks_of_part(number: int) -> int:
     """Give how many blocks the part `number` has.
 
     One, for the first 4,000 parts (31 GiB), so that all parts have the same size (some services insist) and memory stays
-    flat; then ever more, so that S3's 10,000 parts hold 1 TiB.
+    flat; then ever more, so that S3's 10,000 parts hold 1,000 GiB.
     """
     return 1 << max(0, (number - 3_000) // 1_000)
 
@@ -286,15 +288,25 @@ class Upload:
                 self._changed.notify_all()
 
     def _send_once(self, upload_id: str, part: _Part) -> str:
-        answer = self._bucket.ask(
-            "upload_part",
-            Key=self._key,
-            UploadId=upload_id,
-            PartNumber=part.number,
-            Body=Body(self._spool, part.blocks),
-            ChecksumCRC32=part.checksum,
-        )
+        try:
+            answer = self._bucket.ask(
+                "upload_part",
+                Key=self._key,
+                UploadId=upload_id,
+                PartNumber=part.number,
+                Body=Body(self._spool, part.blocks),
+                ChecksumCRC32=part.checksum,
+            )
+        except ArchiveUnavailableError as exc:
+            if answered(exc):
+                self._ask_whether_it_vanished(upload_id)
+            raise
         return str(answer["ETag"])
+
+    def _ask_whether_it_vanished(self, upload_id: str) -> None:
+        """Some services know the unfinished upload no more and answer a part of it with 500, which would be tried for ever."""
+        with suppress(ArchiveUnavailableError, ArchiveRefusedError):  # then the first answer counts
+            self._bucket.ask("list_parts", Key=self._key, UploadId=upload_id, MaxParts=1)
 
     def _begin(self) -> tuple[str, int]:
         """Give the multipart upload, begun by whichever sender comes first. S3 insists on hearing the checksum's kind now."""
