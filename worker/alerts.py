@@ -24,7 +24,7 @@ def send(settings: AlertSettings, alerts: list[str]) -> bool:
         try:
             whole &= bool(target.add(url.reveal()))
         except ConfigurationError as exc:
-            log.error("alert not sent", url=index, error=str(exc))
+            log.warning("alert not sent", url=index, error=str(exc))
             whole = False
     if not alerts or not settings.urls:
         return whole

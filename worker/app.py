@@ -15,9 +15,11 @@ import structlog
 from celery import Celery, signals
 from kombu import Exchange, Queue
 
-from worker import alerts, logs, settings as configuration
-from worker.collect import collect, discover, may_call
+from worker import alerts, logs
+from worker import settings as configuration
+from worker.collect import collect
 from worker.daemon import Daemon, open_daemon
+from worker.discover import discover, may_call
 from worker.errors import LastcallError, LedgerUnavailableError
 from worker.ledger import Ledger
 from worker.recovery import open_epoch

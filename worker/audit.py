@@ -14,8 +14,8 @@ from datetime import timedelta
 
 import structlog
 
-from worker.collect import Discovery, discover
 from worker.daemon import Daemon
+from worker.discover import Discovery, discover
 from worker.errors import HeldError, LastcallError
 from worker.ledger import Record
 from worker.model import JobState, JsonObject, Output, OutputId, OutputState, Receipt, timestamp
@@ -234,6 +234,6 @@ def rebuild(daemon: Daemon) -> list[Discovery]:
     found = []
     for source in daemon.sources:
         recover(daemon, source)
-        if listing := discover(daemon, source, by_hand=True):
-            found.append(listing)
+        listing = discover(daemon, source, by_hand=True)
+        found.append(listing or Discovery(source, result="busy", error="a worker lists it just now"))
     return found

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,10 +20,13 @@ from typing import Any, NoReturn
 import click
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from worker import audit as proof
-from worker import collect, logs, settings as configuration
+from worker import discover as listing
+from worker import logs
+from worker import settings as configuration
 from worker.daemon import Daemon, open_daemon
 from worker.errors import ConfigurationError, LastcallError
 from worker.ledger import Record, SourceStatus
@@ -62,7 +66,7 @@ def main(ctx: click.Context, config: Path | None) -> None:
     """
     ctx.obj = config
     if ctx.invoked_subcommand not in {"worker", "beat"}:  # Celery sets up logging there
-        logs.configure()
+        logs.configure(logging.INFO if ctx.invoked_subcommand in {"web", "flower"} else logging.WARNING)
 
 
 def _config_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -85,11 +89,18 @@ def _print_json(document: object) -> None:
 
 
 def _table(*columns: str, numbers: Iterable[str] = ()) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, expand=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))
     for column in columns:
         right = column in numbers
         table.add_column(column, justify="right" if right else "left", no_wrap=right, overflow="fold")
     return table
+
+
+def _plain(text: object) -> str:
+    """Show text that strangers wrote: no markup of ours, no control characters for the terminal."""
+    return escape(
+        "".join(letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in str(text))
+    )
 
 
 @contextmanager
@@ -134,7 +145,7 @@ def _ago(at: datetime | None, now: datetime) -> str:
 def _span(span: timedelta) -> str:
     """Say a span in its two largest units: ``3d 4h``, ``12m 5s``."""
     seconds = int(abs(span.total_seconds()))
-    parts = []
+    parts: list[str] = []
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
         if seconds >= size or (unit == "s" and not parts):
             parts.append(f"{seconds // size}{unit}")
@@ -205,7 +216,7 @@ def check(settings: Settings, *, as_json: bool) -> None:
                 detail, ok = str(exc), False
             results.append({"name": name, "ok": ok, "detail": detail})
     disabled = [f"sources.{name}: not enabled, not checked" for name, source in settings.sources.items() if not source.enabled]
-    warnings = settings.secret_warnings() + disabled
+    warnings = disabled + settings.secret_warnings()
     bad = [result for result in results if not result["ok"]]
     if as_json:
         _print_json({"ok": not bad, "config": str(settings.path), "checks": results, "warnings": warnings})
@@ -213,11 +224,20 @@ def check(settings: Settings, *, as_json: bool) -> None:
         table = _table("what", "", "detail")
         for result in results:
             mark = "[green]ok[/]" if result["ok"] else "[red]FAILED[/]"
-            table.add_row(str(result["name"]), mark, "" if result["detail"] == "ok" else str(result["detail"]))
+            table.add_row(str(result["name"]), mark, "" if result["detail"] == "ok" else _plain(result["detail"]))
         _out.print(table)
-        for warning in warnings:
-            _out.print(f"[yellow]warning[/] {warning}")
+        for warning in disabled + _grouped(settings.secret_warnings()):
+            _out.print(f"[yellow]warning[/] {_plain(warning)}")
     sys.exit(BAD_NEWS if bad else 0)
+
+
+def _grouped(warnings: list[str]) -> list[str]:
+    """Say each warning once, for all the paths that it is about."""
+    about: dict[str, list[str]] = {}
+    for warning in warnings:
+        path, _, what = warning.partition(": ")
+        about.setdefault(what, []).append(path)
+    return [f"{what}: {', '.join(paths)}" for what, paths in about.items()]
 
 
 def _check_source(daemon: Daemon, name: str) -> str:
@@ -282,7 +302,7 @@ def status(settings: Settings, *, as_json: bool) -> None:
         for name, row in rows.items():
             _out.print(f"{name}: polled {_ago(row.last_poll_at, now)}, {row.last_poll_result or 'not yet'}")
             if row.paused_until:
-                _out.print(f"  [yellow]paused[/] until {timestamp(row.paused_until)}: {row.paused_why}")
+                _out.print(f"  [yellow]paused[/] until {timestamp(row.paused_until)}: {_plain(row.paused_why)}")
         _out.print(f"{len(workers)} worker(s) alive; beat ticked {_ago(beat_at, now)}")
         if totals["lost"]:
             _out.print(
@@ -329,7 +349,7 @@ def outputs(settings: Settings, *, source: str | None, state: str | None, as_jso
         if record.last_error:
             about = f"{about}\n{record.last_error}" if about else record.last_error
         state_text = f"{record.state}*" if record.acknowledged else str(record.state)
-        table.add_row(str(record.output.id), state_text, left, about)
+        table.add_row(str(record.output.id), state_text, left, _plain(about))
     _out.print(table)
     _out.print(f"{len(records)} output(s)" + ("; * acknowledged" if any(record.acknowledged for record in records) else ""))
 
@@ -377,13 +397,13 @@ def show(settings: Settings, output: str, *, as_json: bool) -> None:
     table.show_header = False
     for key, value in document.items():
         if key not in {"history", "receipt"} and value not in (None, ""):
-            table.add_row(key, str(value))
+            table.add_row(key, _plain(value))
     for key in ("size", "sha256", "proof", "wrapping", "archived_at", "key") if receipt else ():
         value = document["receipt"][key]
-        table.add_row(f"receipt {key}", ", ".join(value) if isinstance(value, list) else str(value))
+        table.add_row(f"receipt {key}", _plain(", ".join(value) if isinstance(value, list) else value))
     _out.print(table)
     for line in history:
-        _out.print(f"{line['at']}  {line['what']}")
+        _out.print(f"{line['at']}  {_plain(line['what'])}")
 
 
 # --- acting ----------------------------------------------------------------------------------------------------------
@@ -399,12 +419,11 @@ def poll(settings: Settings, source: tuple[str, ...], *, as_json: bool) -> None:
     results: dict[str, JsonObject] = {}
     with _opened(settings) as daemon:
         for name in names:
-            found = collect.discover(daemon, name, by_hand=True)
-            results[name] = (
-                asdict(found) if found else {"source": name, "result": "busy", "error": "another worker lists it just now"}
-            )
+            found = listing.discover(daemon, name, by_hand=True)
+            found = found or listing.Discovery(name, result="busy", error="a worker lists it just now")
+            results[name] = asdict(found)
             if not as_json:
-                _out.print(str(found) if found else f"{name}: another worker lists it just now")
+                _out.print(_plain(found))
         _wake(settings, daemon)
     if as_json:
         _print_json(results)
@@ -427,7 +446,7 @@ def watch(settings: Settings, source: str, job_id: str) -> None:
     """Add a job that listing does not show."""
     _known_sources(settings, [source])
     with _reading(settings) as daemon:
-        collect.watch(daemon, source, job_id)
+        listing.watch(daemon, source, job_id)
     _out.print(f"{source}: job {job_id} is asked for at each poll from now on")
 
 
@@ -470,7 +489,7 @@ def acknowledge(settings: Settings, output: tuple[str, ...], *, reason: str) -> 
             if record is None or record.state is not OutputState.LOST:
                 _usage(f"{identity} is {record.state if record else 'unknown'}; only a loss can be acknowledged")
         for identity in identities:
-            collect.acknowledge(daemon, identity, reason)
+            listing.acknowledge(daemon, identity, reason)
             _out.print(f"{identity}: acknowledged")
 
 
@@ -514,10 +533,10 @@ def print_audit(found: Mapping[str, proof.SourceAudit], console: Console = _out)
     console.print(table)
     for name, row in found.items():
         if row.error:
-            console.print(f"[red]{name}[/] could not be audited: {row.error}")
+            console.print(f"[red]{name}[/] could not be audited: {_plain(row.error)}")
         for key in _EXCEPTIONS:
             for finding in getattr(row, key):
-                console.print(f"[red]{key}[/] {finding.output}: {finding.why}")
+                console.print(f"[red]{key}[/] {finding.output}: {_plain(finding.why)}")
     bad = any(row.bad for row in found.values())
     console.print("[red]The audit is not empty.[/]" if bad else "[green]vendor − receipts − explained = nothing.[/]")
 
@@ -534,7 +553,7 @@ def verify(settings: Settings, *, sample: int | None, as_json: bool) -> None:
         _print_json(done.to_json())
     else:
         for finding in done.damaged:
-            _out.print(f"[red]damaged[/] {finding.output}: {finding.why}")
+            _out.print(f"[red]damaged[/] {finding.output}: {_plain(finding.why)}")
         _out.print(f"{done.checked} object(s) read back, {len(done.damaged)} damaged")
     sys.exit(BAD_NEWS if done.damaged else 0)
 
@@ -548,8 +567,8 @@ def rebuild(settings: Settings, *, as_json: bool) -> None:
         found = proof.rebuild(daemon)
         _wake(settings, daemon)
     if as_json:
-        _print_json({listing.source: asdict(listing) for listing in found})
+        _print_json({row.source: asdict(row) for row in found})
     else:
-        for listing in found:
-            _out.print(str(listing))
-    sys.exit(BAD_NEWS if any(listing.result != "ok" for listing in found) else 0)
+        for row in found:
+            _out.print(_plain(row))
+    sys.exit(BAD_NEWS if any(row.result not in {"ok", "busy"} for row in found) else 0)

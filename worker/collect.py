@@ -1,19 +1,15 @@
-"""The whole job: `discover` writes what vendors offer into the ledger, `collect` brings the most urgent of it into the bucket.
+"""The whole job. Start reading here: `collect` brings the most urgent output into the bucket.
 
-Start reading here. The walk of one export: a poll calls `discover`: the source lists its jobs, unknown outputs whose receipt
-stands already are adopted, the rest is owed. A wake-up calls `collect`: claim the most urgent output, get a link now, stream
-it through decode and hash into S3, write the receipt last, settle with the ledger. Each error's class says what happens next
-(`errors`); `_settle` is the one place that acts on it.
+The walk of one export: a poll calls `discover.discover`, which lists a source, adopts outputs whose receipt stands already
+and writes the others into the ledger. A wake-up calls `collect`: claim the most urgent output, get a link now, stream it
+through decode and hash into S3, write the receipt last, settle with the ledger. Each error's class says what happens next
+(`errors`); `settle` acts on it.
 """
 
 from __future__ import annotations
 
-import itertools
-import random
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import structlog
 
@@ -22,230 +18,27 @@ from worker.archive import StoredObject, Upload
 from worker.daemon import Daemon
 from worker.decode import Decoder
 from worker.errors import (
-    ArchiveRefusedError,
     DecodeError,
     HeldError,
     KeyConflictError,
     LastcallError,
-    LeaseLostError,
-    LedgerUnavailableError,
     LinkExpiredError,
-    LogInRefusedError,
     MismatchError,
-    NotReadyError,
-    OutputGoneError,
     OverusedError,
     RefusedError,
-    StoppedError,
-    ThrottledError,
     TooLargeError,
-    TryLaterError,
-    VendorReplyError,
     VendorUnavailableError,
 )
 from worker.keeper import Held
 from worker.ledger import Claim
-from worker.model import Job, JobState, Link, Output, OutputId, Receipt, Wrapping, timestamp
-from worker.recovery import loss_document, open_epoch, recover
+from worker.model import Link, Output, Receipt, Wrapping
+from worker.settle import again, settle
 
 log = structlog.get_logger()
 
-_BATCH = 100  # jobs whose outputs are looked up in the ledger together
 _LINKS_PER_ATTEMPT = 3  # a link that is refused as expired this often in a row has another fault
 _READS_OF_A_BROKEN_WRAPPING = 2  # then the body is what it is, and is kept as it came
 _MISMATCHES = 3  # whole downloads of one counted file that are not what the vendor says, before a person is asked
-_FIRST_PAUSE = timedelta(minutes=15)
-_LONGEST_PAUSE = timedelta(hours=6)
-
-
-# --- discover --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class Discovery:
-    """What one listing of a source came to."""
-
-    source: str
-    result: str = "ok"
-    error: str = ""
-    jobs: int = 0
-    running: int = 0
-    owed: int = 0
-    adopted: int = 0
-
-    def __str__(self) -> str:
-        """Say it in words that an operator understands, without any secret."""
-        if self.result != "ok":
-            return f"{self.source}: {self.result}: {self.error}"
-        adopted = f", {self.adopted} archived already" if self.adopted else ""
-        return f"{self.source}: {self.jobs} jobs listed, {self.running} running, {self.owed} newly owed{adopted}"
-
-
-def discover(daemon: Daemon, source: str, *, by_hand: bool = False) -> Discovery | None:
-    """List `source` and write what is owed into the ledger. None when it is not its turn, or paused (save `by_hand`).
-
-    Vendor trouble is a result, not an exception; only `LedgerUnavailableError` is raised.
-    """
-    settings = daemon.settings.sources[source]
-    if by_hand:
-        daemon.ledger.resume(source)
-    elif not may_call(daemon, source):
-        return None
-    turn = daemon.ledger.take_poll_turn(source, settings.poll_every, by_hand=by_hand)
-    if turn is None:
-        return None
-    found = Discovery(source)
-    try:
-        with daemon.keeper.listing(turn):
-            open_epoch(daemon)
-            recover(daemon, source)
-            _list(daemon, source, found, lambda seconds_ago: daemon.ledger.stamp_poll_turn(turn, seconds_ago))
-        daemon.ledger.resume(source)
-    except LedgerUnavailableError:
-        raise
-    except LastcallError as exc:
-        found.result, found.error = _result(exc), str(exc)
-        _pause_if_refused(daemon, source, exc)
-    except Exception as exc:  # a defect in one source must not stop the others; Celery shows it as this task's failure
-        found.result, found.error = "error", type(exc).__name__
-        raise
-    finally:
-        detail = {"error": found.error, "jobs": found.jobs, "running": found.running, "owed": found.owed}
-        daemon.ledger.end_poll_turn(turn, found.result, detail)
-        log.info("polled", source=source, result=found.result, **detail)
-    return found
-
-
-def may_call(daemon: Daemon, source: str) -> bool:
-    """Whether the source is not paused, or its pause is over, or the secret that was refused has changed."""
-    pause = daemon.ledger.paused(source)
-    if pause is None or pause.until <= daemon.ledger.now():
-        return True
-    epoch, _ = daemon.ledger.epoch()
-    if pause.fingerprint == daemon.fingerprint(daemon.settings.sources[source], epoch):
-        return False
-    daemon.ledger.resume(source)
-    return True
-
-
-_RESULTS: dict[type[LastcallError], str] = {
-    LogInRefusedError: "refused",
-    ThrottledError: "throttled",
-    VendorReplyError: "malformed",
-    StoppedError: "stopped",
-    HeldError: "blocked",
-    ArchiveRefusedError: "archive-refused",
-}
-
-
-def _result(exc: LastcallError) -> str:
-    """One word for the metric and for status."""
-    return next((word for kind, word in _RESULTS.items() if isinstance(exc, kind)), "unavailable")
-
-
-def _list(daemon: Daemon, source: str, found: Discovery, stamp: Callable[[float], None]) -> None:
-    settings = daemon.settings.sources[source]
-    began = daemon.ledger.now()
-    first = daemon.ledger.is_first_pass(source)
-    jobs = daemon.sources[source].jobs(began - settings.retention - timedelta(days=1))
-    for number, batch in enumerate(_batches(itertools.chain(jobs, _watched(daemon, source)))):
-        if number == 0:
-            stamp(0)
-        if daemon.keeper.stopping:
-            raise StoppedError("the process is stopping; the next poll lists again")
-        _note_jobs(daemon, source, batch, found, recheck=first)
-    before = daemon.ledger.complete_pass(source, began)
-    if before is not None:
-        daemon.ledger.forget(source, before)
-
-
-def _batches(jobs: Iterator[Job]) -> Iterator[list[Job]]:
-    while batch := list(itertools.islice(jobs, _BATCH)):
-        yield batch
-
-
-def _watched(daemon: Daemon, source: str) -> Iterator[Job]:
-    """Ask for each watched job; one that the vendor does not know is asked for again until its retention has passed."""
-    for job_id, since in daemon.ledger.watched(source).items():
-        try:
-            job = daemon.sources[source].job(job_id)
-        except (OutputGoneError, NotReadyError) as exc:
-            if daemon.ledger.now() - since > daemon.settings.sources[source].retention:
-                log.warning("watched job never appeared", source=source, job=job_id, error=str(exc))
-                unwatch(daemon, source, job_id)
-            continue
-        yield job
-        states = daemon.ledger.states([output.id for output in job.outputs]).values()
-        if job.state is JobState.FAILED or (
-            job.state is JobState.COMPLETED and all(state in {"archived", "lost", "empty"} for state in states)
-        ):
-            unwatch(daemon, source, job_id)
-
-
-def watch(daemon: Daemon, source: str, job_id: str) -> None:
-    """Ask for this job at each poll, though no listing shows it. Survives the loss of Redis."""
-    daemon.archive.write_event("watch", (source, job_id), {}, daemon.ledger.now())
-    daemon.ledger.watch(source, job_id)
-
-
-def unwatch(daemon: Daemon, source: str, job_id: str) -> None:
-    """Ask for it no more."""
-    daemon.archive.write_event("unwatch", (source, job_id), {}, daemon.ledger.now())
-    daemon.ledger.unwatch(source, job_id)
-
-
-def acknowledge(daemon: Daemon, output: OutputId, reason: str) -> None:
-    """Explain a loss. Survives the loss of Redis."""
-    identity = (output.source, output.job_id, output.output_id)
-    daemon.archive.write_event("acknowledged", identity, {"reason": reason}, daemon.ledger.now())
-    daemon.ledger.acknowledge(output, reason)
-
-
-def _note_jobs(daemon: Daemon, source: str, jobs: list[Job], found: Discovery, *, recheck: bool) -> None:
-    outputs: list[Output] = []
-    for job in jobs:
-        found.jobs += 1
-        found.running += job.state is JobState.RUNNING
-        _note_oddities(daemon, source, job)
-        if job.state is JobState.COMPLETED and not job.outputs:
-            if job.completed_at and job.deadline:
-                identity = OutputId(source, job.id, job.id)
-                daemon.ledger.note_empty(Output(id=identity, completed_at=job.completed_at, deadline=job.deadline))
-        else:
-            outputs += job.outputs
-    states = daemon.ledger.states([output.id for output in outputs])
-    unknown = [output for output in outputs if states[output.id] is None]
-    receipts = dict(zip([output.id for output in unknown], _receipts(daemon, unknown), strict=True))
-    for output in outputs:
-        if receipt := receipts.get(output.id):
-            found.adopted += daemon.ledger.adopt(output, receipt.key)
-        elif daemon.ledger.owe(output, recheck=recheck) in {"", "empty"}:
-            found.owed += 1
-            log.info("discovered", output=str(output.id), deadline=timestamp(output.deadline))
-
-
-def _receipts(daemon: Daemon, outputs: list[Output]) -> Iterable[Receipt | None]:
-    """Read the receipts of outputs that the ledger does not know; several at once, since a ledger made anew knows none."""
-    if not outputs:
-        return []
-    with ThreadPoolExecutor(max_workers=min(8, len(outputs))) as pool:
-        return list(pool.map(daemon.archive.receipt, [output.id for output in outputs]))
-
-
-def _note_oddities(daemon: Daemon, source: str, job: Job) -> None:
-    """Log and count, once a day each, what an operator should look at but what stops nothing."""
-    oddities = list(job.warnings)
-    if job.named_file:
-        oddities.append(f"failed ({job.status}), but names a file")
-    if job.partial:
-        oddities.append(f"partial ({job.status})")
-    for oddity in oddities:
-        if daemon.ledger.once(f"oddity:{source}:{job.id}:{oddity}", timedelta(days=1)):
-            log.warning("oddity", source=source, job=job.id, oddity=oddity)
-            daemon.ledger.count("oddities", source)
-
-
-# --- collect ---------------------------------------------------------------------------------------------------------
 
 
 def collect(daemon: Daemon) -> str | None:
@@ -259,9 +52,9 @@ def collect(daemon: Daemon) -> str | None:
         try:
             receipt = _archive(daemon, claim, lease)
         except LastcallError as exc:
-            return f"{output}: {_settle(daemon, claim, lease, exc)}"
+            return f"{output}: {settle(daemon, claim, lease, exc)}"
         except Exception as exc:  # a defect: the output stays owed, and Celery shows the task as failed
-            _again(daemon, claim, lease, f"defect: {type(exc).__name__}", None)
+            again(daemon, claim, lease, f"defect: {type(exc).__name__}", None)
             raise
         daemon.ledger.archived(output, receipt.key, receipt.size, unproven=not receipt.proof)
         seconds = (datetime.now(UTC) - began).total_seconds()
@@ -282,25 +75,39 @@ def _archive(daemon: Daemon, claim: Claim, lease: Held) -> Receipt:
                 return _adopt(daemon, claim, lease, stored)
     if output.size is not None:
         _check_size(daemon, output.size)
-    source = daemon.sources[output.id.source]
-    wrapping: Wrapping | None = None
-    broken, expired = 0, 0
+    attempt = _Attempt()
     while True:
         lease.check()
-        link = source.link(output)
+        link = daemon.sources[output.id.source].link(output)
         try:
-            return _download(daemon, claim, lease, replace(link, wrapping=wrapping or link.wrapping), standing)
+            return _download(daemon, claim, lease, replace(link, wrapping=attempt.wrapping or link.wrapping), standing)
         except LinkExpiredError as exc:
-            expired += 1
-            if expired >= _LINKS_PER_ATTEMPT:
-                raise VendorUnavailableError(f"{expired} fresh links in a row were refused as expired") from exc
+            attempt.link_expired(exc)
         except DecodeError as exc:
-            # What looked like a wrapping for a megabyte and then broke the same way twice is not wrapped.
-            broken += 1
-            if not exc.late or link.counted or wrapping:
-                raise
-            if broken >= _READS_OF_A_BROKEN_WRAPPING:
-                wrapping = Wrapping.NONE
+            attempt.wrapping_broke(exc, link)
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """What one attempt has learnt, and whether it goes on with another link."""
+
+    wrapping: Wrapping | None = None
+    expired: int = 0
+    broken: int = 0
+
+    def link_expired(self, exc: LinkExpiredError) -> None:
+        """Go on, unless links are refused as fast as they are made."""
+        self.expired += 1
+        if self.expired >= _LINKS_PER_ATTEMPT:
+            raise VendorUnavailableError(f"{self.expired} fresh links in a row were refused as expired") from exc
+
+    def wrapping_broke(self, exc: DecodeError, link: Link) -> None:
+        """Read once more; what looks like a wrapping for a megabyte and breaks again is none, and is kept as it comes."""
+        if not exc.late or link.counted or self.wrapping:
+            raise exc
+        self.broken += 1
+        if self.broken >= _READS_OF_A_BROKEN_WRAPPING:
+            self.wrapping = Wrapping.NONE
 
 
 def _what_stands(daemon: Daemon, output: Output) -> list[StoredObject]:
@@ -355,7 +162,7 @@ def _download(daemon: Daemon, claim: Claim, lease: Held, link: Link, standing: l
         source.confirm(output)
         lease.confirm()
         stored = _complete(daemon, lease, upload, standing)
-        receipt = _write_receipt(daemon, claim, stored, {"sha256": upload.digest("sha256")}, proof, number)
+        receipt = _write_receipt(daemon, claim, stored, upload.digest("sha256"), proof=proof, downloads=number)
         result = "ok"
         return receipt
     except RefusedError as exc:
@@ -462,11 +269,13 @@ def _adopt(daemon: Daemon, claim: Claim, lease: Held, stored: StoredObject) -> R
         )
     used = daemon.archive.spent(output.id) if daemon.settings.sources[output.id.source].download_limit else 0
     lease.confirm()
-    return _write_receipt(daemon, claim, stored, digests, ("stored-whole",), max(1, claim.downloads, used))
+    return _write_receipt(
+        daemon, claim, stored, digests["sha256"], proof=("stored-whole",), downloads=max(1, claim.downloads, used)
+    )
 
 
 def _write_receipt(
-    daemon: Daemon, claim: Claim, stored: StoredObject, digests: dict[str, str], proof: tuple[str, ...], downloads: int
+    daemon: Daemon, claim: Claim, stored: StoredObject, sha256: str, *, proof: tuple[str, ...], downloads: int
 ) -> Receipt:
     """Write the receipt: from here on the output is archived."""
     output, checksum = claim.output, claim.output.checksum
@@ -481,7 +290,7 @@ def _write_receipt(
             etag=stored.etag,
             content_type=stored.content_type,
             size=stored.size,
-            sha256=digests["sha256"],
+            sha256=sha256,
             wrapping=stored.wrapping,
             vendor_size=output.size,
             vendor_checksum={"algorithm": checksum.algorithm, "value": checksum.value, "matched": True} if checksum else None,
@@ -493,97 +302,3 @@ def _write_receipt(
             job=output.job,
         )
     )
-
-
-# --- settle ----------------------------------------------------------------------------------------------------------
-
-
-def _settle(daemon: Daemon, claim: Claim, lease: Held, exc: LastcallError) -> str:
-    """Act on what ended an attempt; gives it in an operator's words."""
-    output, ledger = claim.output, daemon.ledger
-    if isinstance(exc, LeaseLostError):
-        return "left to the worker that holds it now"
-    if isinstance(exc, LedgerUnavailableError):
-        log.warning("ledger unreachable; the lease will end by itself", error=str(exc))
-        return f"left as it is: {exc}"
-    if isinstance(exc, StoppedError):
-        ledger.release(output.id, lease.fence)
-        log.info("given back", reason=str(exc))
-        return "given back: the process is stopping"
-    if claim.probe:
-        ledger.again(output.id, lease.fence, ledger.now(), str(exc))
-        return f"still lost: {exc}"
-    if isinstance(exc, OutputGoneError):
-        return _gone(daemon, claim, lease, exc)
-    if isinstance(exc, HeldError):
-        if ledger.hold(output.id, lease.fence, str(exc)):
-            log.warning("held", reason=str(exc))
-            ledger.alert(f"held:{output.id}", f"{output.id} is held: {exc} (deadline {timestamp(output.deadline)})")
-        return f"held: {exc}"
-    _pause_if_refused(daemon, output.id.source, exc)
-    if isinstance(exc, NotReadyError):
-        ledger.other_answer(output.id, lease.fence)
-    return _again(daemon, claim, lease, str(exc), exc.not_before if isinstance(exc, TryLaterError) else None)
-
-
-def _gone(daemon: Daemon, claim: Claim, lease: Held, exc: OutputGoneError) -> str:
-    """Count an explicit gone answer. The loss is written to the bucket before the ledger says so."""
-    output, ledger = claim.output, daemon.ledger
-    if not ledger.gone(output.id, lease.fence, exc):
-        log.info("gone, says the vendor; asked again", error=str(exc))
-        return f"gone, says the vendor ({exc}); asked once more before it counts as lost"
-    try:
-        if receipt := daemon.archive.receipt(output.id):
-            ledger.archived(output.id, receipt.key, receipt.size, unproven=False)
-            return "archived already"
-        daemon.archive.write_event(
-            "lost",
-            (output.id.source, output.id.job_id, output.id.output_id),
-            loss_document(output, exc.reason, str(exc)),
-            ledger.now(),
-        )
-    except LastcallError as trouble:
-        return _again(daemon, claim, lease, f"lost, but the bucket cannot be told: {trouble}", None)
-    if ledger.lose(output.id, lease.fence, exc.reason, str(exc)):
-        log.error("lost", reason=exc.reason, error=str(exc))
-        ledger.alert(f"lost:{output.id}:{ledger.now()}", f"{output.id} is lost ({exc.reason}): {exc}")
-    return f"lost ({exc.reason}): {exc}"
-
-
-def _again(daemon: Daemon, claim: Claim, lease: Held, error: str, not_before: datetime | None) -> str:
-    """Owed again: at the time that the other side named, else after a growing pause that shrinks as the deadline comes near."""
-    now = daemon.ledger.now()
-    if not_before is None:
-        wait = min(600.0, 2.0 * 2 ** min(claim.attempts, 12)) * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
-        left = (claim.output.deadline - now).total_seconds()
-        not_before = now + timedelta(seconds=max(2.0, min(wait, left / 10 if left > 0 else 60.0)))
-    daemon.ledger.again(claim.output.id, lease.fence, not_before, error)
-    log.info("owed again", error=error, not_before=timestamp(not_before), attempts=claim.attempts)
-    return f"owed again: {error}; next try {timestamp(not_before)}"
-
-
-def _pause_if_refused(daemon: Daemon, source: str, exc: LastcallError) -> None:
-    """Pause the source whose log-in is refused, or everything when the bucket refuses us; one alert, not a storm."""
-    if isinstance(exc, ArchiveRefusedError):
-        _pause(daemon, None, str(exc), "")
-    elif isinstance(exc, LogInRefusedError):
-        epoch, _ = daemon.ledger.epoch()
-        _pause(daemon, source, str(exc), daemon.fingerprint(daemon.settings.sources[source], epoch))
-
-
-def _pause(daemon: Daemon, source: str | None, why: str, fingerprint: str) -> None:
-    """15 minutes, doubling to 6 hours; a quarter of what is left to the nearest deadline when that is sooner."""
-    now = daemon.ledger.now()
-    before = daemon.ledger.paused(source)
-    if before and before.until > now and before.fingerprint == fingerprint:
-        return  # another thread met the same refusal
-    times = before.times + 1 if before else 1
-    delay = min(_FIRST_PAUSE * 2 ** (times - 1), _LONGEST_PAUSE) if source else timedelta(minutes=1)
-    for name in [source] if source else daemon.sources:
-        nearest = daemon.ledger.status(name, timedelta(0)).nearest_deadline
-        if nearest:
-            delay = min(delay, max(timedelta(seconds=30), (nearest - now) / 4))
-    if daemon.ledger.pause(source, now + delay, why, times=times, fingerprint=fingerprint):
-        what = f"source {source}" if source else "everything"
-        log.error("paused", source=source, why=why, until=timestamp(now + delay))
-        daemon.ledger.alert(f"paused:{source}", f"{what} is paused: {why}", again_after=timedelta(minutes=1))

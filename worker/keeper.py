@@ -90,6 +90,10 @@ class Keeper:
         """Whether the process was asked to stop."""
         return self._stop.is_set()
 
+    def wait(self, seconds: float) -> bool:
+        """Wait, or less long when the process is asked to stop. True: it is."""
+        return self._stop.wait(seconds)
+
     def overstayed(self) -> bool:
         """Whether the process was asked to stop longer than the grace ago."""
         since = self._stopping_since

@@ -7,12 +7,13 @@ import sys
 
 import structlog
 
-_QUIET = ("urllib3", "botocore", "boto3", "apprise", "kombu", "amqp")  # their debug lines hold URLs and headers
+# Libraries whose debug lines hold URLs and headers, and Celery's two lines a task, which our own events say better.
+_QUIET = ("urllib3", "botocore", "boto3", "apprise", "kombu", "amqp", "celery.worker.strategy", "celery.app.trace")
 
 
 def configure(level: int = logging.INFO) -> None:
     """Set up structlog and the standard library's logging, with the bound context (task, source, output) on every line."""
-    shared = [
+    shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.ExtraAdder(),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from worker.collect import collect, discover
+from worker.collect import collect
 from worker.demo.server import Content, Fault
+from worker.discover import discover
 
 
 def drain(daemon, most: int = 200) -> list[str]:

@@ -1,0 +1,228 @@
+"""The first half of the job: list a source, adopt what has a receipt already, and write the rest into the ledger as owed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+
+import structlog
+
+from worker.daemon import Daemon
+from worker.errors import (
+    ArchiveRefusedError,
+    HeldError,
+    LastcallError,
+    LedgerUnavailableError,
+    LogInRefusedError,
+    NotReadyError,
+    OutputGoneError,
+    StoppedError,
+    ThrottledError,
+    VendorReplyError,
+)
+from worker.ledger import PollTurn
+from worker.model import Job, JobState, Output, OutputId, Receipt, timestamp
+from worker.recovery import open_epoch, recover
+from worker.settle import pause_if_refused
+
+log = structlog.get_logger()
+
+_BATCH = 100  # jobs whose outputs are looked up in the ledger together
+
+
+@dataclass(slots=True)
+class Discovery:
+    """What one listing of a source came to."""
+
+    source: str
+    result: str = "ok"
+    error: str = ""
+    jobs: int = 0
+    running: int = 0
+    owed: int = 0
+    adopted: int = 0
+
+    def __str__(self) -> str:
+        """Say it in words that an operator understands, without any secret."""
+        if self.result != "ok":
+            return f"{self.source}: {self.result}: {self.error}"
+        adopted = f", {self.adopted} archived already" if self.adopted else ""
+        jobs = "1 job" if self.jobs == 1 else f"{self.jobs} jobs"
+        return f"{self.source}: {jobs} listed, {self.running} running, {self.owed} newly owed{adopted}"
+
+
+def discover(daemon: Daemon, source: str, *, by_hand: bool = False) -> Discovery | None:
+    """List `source` and write what is owed into the ledger. None when it is not its turn, or paused (save `by_hand`).
+
+    Vendor trouble is a result, not an exception; only `LedgerUnavailableError` is raised.
+    """
+    if by_hand:
+        daemon.ledger.resume(source)
+    elif not may_call(daemon, source):
+        return None
+    turn = _take_turn(daemon, source, by_hand=by_hand)
+    if turn is None:
+        return None
+    found = Discovery(source)
+    try:
+        with daemon.keeper.listing(turn):
+            open_epoch(daemon)
+            recover(daemon, source)
+            _list(daemon, source, found, lambda seconds_ago: daemon.ledger.stamp_poll_turn(turn, seconds_ago))
+        daemon.ledger.resume(source)
+    except LedgerUnavailableError:
+        raise
+    except LastcallError as exc:
+        found.result, found.error = _result(exc), str(exc)
+        pause_if_refused(daemon, source, exc)
+    except Exception as exc:  # a defect in one source must not stop the others; Celery shows it as this task's failure
+        found.result, found.error = "error", type(exc).__name__
+        raise
+    finally:
+        detail = {"error": found.error, "jobs": found.jobs, "running": found.running, "owed": found.owed}
+        daemon.ledger.end_poll_turn(turn, found.result, detail)
+        log.info("polled", source=source, result=found.result, **detail)
+    return found
+
+
+def _take_turn(daemon: Daemon, source: str, *, by_hand: bool) -> PollTurn | None:
+    """Take the turn to list. By hand it is waited for: a listing that goes on may have passed what the person looks for."""
+    every = daemon.settings.sources[source].poll_every
+    for _ in range(int(daemon.ledger.lease_seconds * 5) if by_hand else 1):
+        if turn := daemon.ledger.take_poll_turn(source, every, by_hand=by_hand):
+            return turn
+        if by_hand and daemon.keeper.wait(0.2):
+            break
+    return None
+
+
+def may_call(daemon: Daemon, source: str) -> bool:
+    """Whether the source is not paused, or its pause is over, or the secret that was refused has changed."""
+    pause = daemon.ledger.paused(source)
+    if pause is None or pause.until <= daemon.ledger.now():
+        return True
+    epoch, _ = daemon.ledger.epoch()
+    if pause.fingerprint == daemon.fingerprint(daemon.settings.sources[source], epoch):
+        return False
+    daemon.ledger.resume(source)
+    return True
+
+
+_RESULTS: dict[type[LastcallError], str] = {
+    LogInRefusedError: "refused",
+    ThrottledError: "throttled",
+    VendorReplyError: "malformed",
+    StoppedError: "stopped",
+    HeldError: "blocked",
+    ArchiveRefusedError: "archive-refused",
+}
+
+
+def _result(exc: LastcallError) -> str:
+    """One word for the metric and for status."""
+    return next((word for kind, word in _RESULTS.items() if isinstance(exc, kind)), "unavailable")
+
+
+def _list(daemon: Daemon, source: str, found: Discovery, stamp: Callable[[float], None]) -> None:
+    settings = daemon.settings.sources[source]
+    began = daemon.ledger.now()
+    first = daemon.ledger.is_first_pass(source)
+    jobs = daemon.sources[source].jobs(began - settings.retention - timedelta(days=1))
+    for number, batch in enumerate(_batches(itertools.chain(jobs, _watched(daemon, source)))):
+        if number == 0:
+            stamp(0)
+        if daemon.keeper.stopping:
+            raise StoppedError("the process is stopping; the next poll lists again")
+        _note_jobs(daemon, source, batch, found, recheck=first)
+    before = daemon.ledger.complete_pass(source, began)
+    if before is not None:
+        daemon.ledger.forget(source, before)
+
+
+def _batches(jobs: Iterator[Job]) -> Iterator[list[Job]]:
+    while batch := list(itertools.islice(jobs, _BATCH)):
+        yield batch
+
+
+def _watched(daemon: Daemon, source: str) -> Iterator[Job]:
+    """Ask for each watched job; one that the vendor does not know is asked for again until its retention has passed."""
+    for job_id, since in daemon.ledger.watched(source).items():
+        try:
+            job = daemon.sources[source].job(job_id)
+        except (OutputGoneError, NotReadyError) as exc:
+            if daemon.ledger.now() - since > daemon.settings.sources[source].retention:
+                log.warning("watched job never appeared", source=source, job=job_id, error=str(exc))
+                unwatch(daemon, source, job_id)
+            continue
+        yield job
+        states = daemon.ledger.states([output.id for output in job.outputs]).values()
+        if job.state is JobState.FAILED or (
+            job.state is JobState.COMPLETED and all(state in {"archived", "lost", "empty"} for state in states)
+        ):
+            unwatch(daemon, source, job_id)
+
+
+def watch(daemon: Daemon, source: str, job_id: str) -> None:
+    """Ask for this job at each poll, though no listing shows it. Survives the loss of Redis."""
+    daemon.archive.write_event("watch", (source, job_id), {}, daemon.ledger.now())
+    daemon.ledger.watch(source, job_id)
+
+
+def unwatch(daemon: Daemon, source: str, job_id: str) -> None:
+    """Ask for it no more."""
+    daemon.archive.write_event("unwatch", (source, job_id), {}, daemon.ledger.now())
+    daemon.ledger.unwatch(source, job_id)
+
+
+def acknowledge(daemon: Daemon, output: OutputId, reason: str) -> None:
+    """Explain a loss. Survives the loss of Redis."""
+    identity = (output.source, output.job_id, output.output_id)
+    daemon.archive.write_event("acknowledged", identity, {"reason": reason}, daemon.ledger.now())
+    daemon.ledger.acknowledge(output, reason)
+
+
+def _note_jobs(daemon: Daemon, source: str, jobs: list[Job], found: Discovery, *, recheck: bool) -> None:
+    outputs: list[Output] = []
+    for job in jobs:
+        found.jobs += 1
+        found.running += job.state is JobState.RUNNING
+        _note_oddities(daemon, source, job)
+        if job.state is JobState.COMPLETED and not job.outputs:
+            if job.completed_at and job.deadline:
+                identity = OutputId(source, job.id, job.id)
+                daemon.ledger.note_empty(Output(id=identity, completed_at=job.completed_at, deadline=job.deadline))
+        else:
+            outputs += job.outputs
+    states = daemon.ledger.states([output.id for output in outputs])
+    unknown = [output for output in outputs if states[output.id] is None]
+    receipts = dict(zip([output.id for output in unknown], _receipts(daemon, unknown), strict=True))
+    for output in outputs:
+        if receipt := receipts.get(output.id):
+            found.adopted += daemon.ledger.adopt(output, receipt.key)
+        elif daemon.ledger.owe(output, recheck=recheck) in {"", "empty"}:
+            found.owed += 1
+            log.info("discovered", output=str(output.id), deadline=timestamp(output.deadline))
+
+
+def _receipts(daemon: Daemon, outputs: list[Output]) -> Iterable[Receipt | None]:
+    """Read the receipts of outputs that the ledger does not know; several at once, since a ledger made anew knows none."""
+    if not outputs:
+        return []
+    with ThreadPoolExecutor(max_workers=min(8, len(outputs))) as pool:
+        return list(pool.map(daemon.archive.receipt, [output.id for output in outputs]))
+
+
+def _note_oddities(daemon: Daemon, source: str, job: Job) -> None:
+    """Log and count, once a day each, what an operator should look at but what stops nothing."""
+    oddities = list(job.warnings)
+    if job.named_file:
+        oddities.append(f"failed ({job.status}), but names a file")
+    if job.partial:
+        oddities.append(f"partial ({job.status})")
+    for oddity in oddities:
+        if daemon.ledger.once(f"oddity:{source}:{job.id}:{oddity}", timedelta(days=1)):
+            log.warning("oddity", source=source, job=job.id, oddity=oddity)
+            daemon.ledger.count("oddities", source)
