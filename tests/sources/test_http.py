@@ -26,6 +26,7 @@ from worker.errors import (
     VendorReplyError,
     VendorUnavailableError,
 )
+from worker.ledger import Ledger
 from worker.model import OutputId
 from worker.settings import SellercloudSettings
 from worker.sources.http import JsonSession, KeyAuth, Token, TokenAuth, retry_after
@@ -275,6 +276,32 @@ def test_a_401_costs_one_log_in_for_all_threads(service: Service, session: JsonS
         thread.join()
     assert results == [True] * 8
     assert len(service.requests("token")) == 2
+
+
+def test_two_workers_of_one_redis_share_pace_pause_and_token(service: Service, redis_url: str) -> None:
+    workers = [
+        open_with_token(
+            service, Ledger(redis_url, lease=timedelta(seconds=5), worker=name).shared("acme", 1000, threading.Event())
+        )
+        for name in ("one", "two")
+    ]
+    (one, auth), (two, _) = workers
+    assert one.get("thing", "/thing").ok
+    assert two.get("thing", "/thing").ok
+    assert len(service.requests("token")) == 1
+    output = OutputId("acme", "1", "1")
+    auth.link_headers(output)
+    service.tokens.clear()
+    assert two.get("thing", "/thing").ok
+    assert auth.link_refused(output, list)
+    assert one.get("thing", "/thing").ok
+    assert len(service.requests("token")) == 2
+    service.fail("thing", Fault.answer(429, Retry_After="60"))
+    with pytest.raises(ThrottledError):
+        one.get("thing", "/thing")
+    with pytest.raises(ThrottledError):
+        two.get("thing", "/thing")
+    assert len(service.requests("thing")) == 6
 
 
 def test_a_second_401_is_a_refused_log_in(service: Service, session: JsonSession) -> None:

@@ -57,6 +57,7 @@ class Crayon:
             headers={"Content-Type": "application/json"},
             log_in_statuses=frozenset({401, 403}),
         )
+        self._days = settings.retention // timedelta(days=1)  # the window as last seen; it is only compared, to warn once
 
     def jobs(self, since: datetime) -> Iterator[Job]:
         """Yield the whole queue, which the vendor gives in one answer and cuts to its own window, whatever `since` is."""
@@ -164,8 +165,9 @@ class Crayon:
             days = None
         if days is None or not 0 < days <= 3650:
             return retention
-        if timedelta(days=days) < retention:
-            log.warning("window-shrunk", source=self._settings.name, days=days)
+        if days < self._days:
+            log.warning("window-shrunk", source=self._settings.name, days=days, before=self._days)
+        self._days = days
         return min(retention, timedelta(days=days))
 
     def _find(self, job_id: str) -> Job | None:

@@ -103,7 +103,7 @@ class Sellercloud:
             raise reply.unexpected()
         document = Fields(reply.json(), call)
         fields = document.child("Basic") or document
-        if fields.text("ID") != job_id:
+        if fields.integer("ID") != int(job_id):
             raise VendorReplyError(f"{call}: the vendor answered with another job")
         status = fields.get("Status", "QueuedJobStatus")
         return self._read(job_id, fields, status, document.text("OutputFile"), document.document)
@@ -143,10 +143,11 @@ class Sellercloud:
         body = json.dumps({"Username": username, "Password": password}).encode()
         reply = self._api.post_log_in("log-in", "/api/token", body=body, content_type="application/json")
         token = _TOKEN.search(reply.body) if reply.ok else None
-        refused = reply.ok or reply.status in {400, 401, 403} or _WRONG_LOG_IN.search(reply.text)
-        if token is None and not refused:
-            raise reply.unexpected()
         if token is None:
+            # A 200 that is an object without a token is an answer; one that is a page is a fault.
+            answered = reply.ok and reply.body.lstrip().startswith(b"{")
+            if not (answered or reply.status in {400, 401, 403} or _WRONG_LOG_IN.search(reply.text)):
+                raise reply.unexpected()
             raise LogInRefusedError(
                 f"log-in: Sellercloud gives no token ({reply.status}); check username and password, and that the employee"
                 " account is not locked and has no two-factor log-in"
@@ -175,9 +176,8 @@ class Sellercloud:
     def _pass(self, since: datetime, seen: set[str]) -> Generator[Job, None, bool]:
         """Yield the jobs of all pages that are not in `seen`; give whether rows left the list meanwhile."""
         name = "list of queued jobs"
-        listed: set[str] = set()
-        unreadable = stale_pages = 0
-        rows_left, most = False, 0
+        listed: set[str] = set()  # ids, and whole rows without a readable one
+        rows_left, most, stale_pages = False, 0, 0
         for number in range(1, MAX_PAGES + 1):
             page = self._page(since, number)
             rows, total = page.rows("Items"), page.integer("TotalResults")
@@ -185,15 +185,12 @@ class Sellercloud:
             known = len(listed)
             for row in rows:
                 job_id = self._id(row)
-                if job_id is None:
-                    unreadable += 1
-                    continue
-                listed.add(job_id)
-                if job_id not in seen:
+                listed.add(job_id or repr(row))
+                if job_id is not None and job_id not in seen:
                     seen.add(job_id)
                     yield self._row(job_id, row)
             # Rows repeat when others arrive while we read, so distinct ones count, not pages times rows.
-            if not rows or (total and len(listed) + unreadable >= total):
+            if not rows or (total and len(listed) >= total):
                 return rows_left
             stale_pages = stale_pages + 1 if len(listed) == known else 0
             if stale_pages and not total:
