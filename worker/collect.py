@@ -98,6 +98,8 @@ class _Attempt:
     def link_expired(self, exc: LinkExpiredError) -> None:
         """Go on, unless links are refused as fast as they are made."""
         self.expired += 1
+        if self.expired > 1 and not exc.certain:
+            raise HeldError(f"{exc}, with a fresh link as well; ask the vendor why, then `lastcall retry`") from exc
         if self.expired >= _LINKS_PER_ATTEMPT:
             raise VendorUnavailableError(f"{self.expired} fresh links in a row were refused as expired") from exc
 

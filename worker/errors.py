@@ -113,7 +113,14 @@ class RefusedError(LastcallError):
 
 
 class LinkExpiredError(LastcallError):
-    """The link aged before or during the download. The bytes are still there: get a new link and go on."""
+    """The link aged before or during the download. The bytes are still there: get a new link and go on.
+
+    `certain` is False for a refusal that may mean something else: when a fresh link meets it too, a person is asked.
+    """
+
+    def __init__(self, message: str, *, certain: bool = True) -> None:
+        super().__init__(message)
+        self.certain = certain
 
 
 # --- the bytes are gone ----------------------------------------------------------------------------------------------

@@ -281,8 +281,9 @@ class Spaaza:
         message = f"{where}: the storage refused the download ({status} {code})"
         if (known := _STORAGE_CODES.get(code)) is not None:
             return known(message)
-        if status in {401, 403, 410} or (status in {200, 400} and "expired" in text.lower()):
-            return LinkExpiredError(message)
+        expired = "expired" in text.lower()
+        if status in {401, 403, 410} or (status in {200, 400} and expired):
+            return LinkExpiredError(message, certain=expired)
         if status >= 500 or status in {408, 429}:
             return VendorUnavailableError(message, not_before=retry_after(refusal.headers, datetime.now(UTC)))
         if status == 404:
