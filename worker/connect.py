@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any, Self, TypeAlias
+from typing import Any, BinaryIO, Self, TypeAlias
 from urllib.parse import urlsplit
 
 import idna
@@ -428,6 +428,20 @@ _watchman = _Watchman()
 # --- the connection, from the inside out -----------------------------------------------------------------------------
 
 
+class _WholeLines:
+    """Reads header lines; http.client would take the end of the connection for the end of the headers."""
+
+    def __init__(self, fp: BinaryIO) -> None:
+        self._fp = fp
+        self.close = fp.close
+
+    def readline(self, limit: int) -> bytes:
+        line = self._fp.readline(limit)
+        if not line.endswith(b"\n") and len(line) < limit:
+            raise http.client.RemoteDisconnected("the connection ended within the headers")
+        return line
+
+
 class _Response(http.client.HTTPResponse):
     """An answer whose end is proved. http.client takes ``0`` without a line's end for the last chunk, though it may be the
     start of ``0001000``; and it leaves bytes beyond Content-Length unseen, though they mean that the length is wrong.
@@ -439,6 +453,17 @@ class _Response(http.client.HTTPResponse):
     def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
         super().__init__(sock, *args, **options)
         self._connected = sock
+
+    def begin(self) -> None:
+        """Read the headers. Raises `http.client.RemoteDisconnected` when they end before their empty line."""
+        if self.headers is not None:
+            return
+        fp, self.fp = self.fp, _WholeLines(self.fp)
+        try:
+            super().begin()
+        finally:
+            if self.fp is not None:  # None: http.client has closed it
+                self.fp = fp
 
     def read1(self, n: int = -1) -> bytes:
         """Read once. Raises `IncompleteBodyError` when bytes follow the last one that Content-Length allows."""
