@@ -16,7 +16,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -125,17 +125,19 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Proxy(ThreadingHTTPServer):
-    """A proxy in front of S3. It passes on one request at a time where the server's create-only is not atomic."""
+    """A proxy in front of S3. It passes on one request at a time, which makes create-only atomic, as it is in the real S3:
+    the servers that we can run here look first and write then.
+    """
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, url: str, *, atomic: bool) -> None:
+    def __init__(self, url: str) -> None:
         handler = type("BoundHandler", (Handler,), {"proxy": self})
         super().__init__(("127.0.0.1", 0), handler)
         parts = urlsplit(url)
         self.host, self.port = str(parts.hostname), int(parts.port or 80)
-        self.one_at_a_time: Any = nullcontext() if atomic else threading.Lock()
+        self.one_at_a_time = threading.Lock()
         self.faults: list[Fault] = []
         self.requests: list[str] = []
         self.lock = threading.Lock()
@@ -297,7 +299,7 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
     )
     if request.param == "swift":
         client.create_bucket(Bucket=bucket)
-    proxy = Proxy(url, atomic=request.param == "swift")
+    proxy = Proxy(url)
     thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     settings = ArchiveSettings.model_validate(

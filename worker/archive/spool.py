@@ -137,7 +137,7 @@ class Spool:
     def _free(self, slot: int) -> None:
         with self.changed:
             self._used.discard(slot)
-            if not self._used and self._file is not None:
+            if not self._used and self._file is not None and not self._file.closed:
                 os.ftruncate(self._file.fileno(), 0)  # the disk gets its room back as soon as nothing waits
 
 
