@@ -202,13 +202,8 @@ def _canonical(host: str) -> str:
 
 
 def _pattern(entry: str) -> str:
-    """Give an entry of `download_hosts` in the same spelling; its port, where one is written, does not count."""
-    entry = entry.strip()
-    wild = entry.startswith("*.")
-    name = entry[2:] if wild else entry
-    if name.startswith("[") or name.count(":") == 1:
-        name = re.sub(r":\d*$", "", name)
-    return ("*." if wild else "") + _canonical(name)
+    """Give an entry of `download_hosts` in the same spelling."""
+    return "*." + _canonical(entry[2:]) if entry.startswith("*.") else _canonical(entry)
 
 
 def _matches(host: str, pattern: str) -> bool:
@@ -455,7 +450,9 @@ class _Response(http.client.HTTPResponse):
         self._connected = sock
 
     def begin(self) -> None:
-        """Read the headers. Raises `http.client.RemoteDisconnected` when they end before their empty line."""
+        """Read the headers. Raises `http.client.RemoteDisconnected` when they end before their empty line, and
+        `VendorReplyError` for a Content-Length that is no number or two numbers.
+        """
         if self.headers is not None:
             return
         fp, self.fp = self.fp, _WholeLines(self.fp)
@@ -464,6 +461,9 @@ class _Response(http.client.HTTPResponse):
         finally:
             if self.fp is not None:  # None: http.client has closed it
                 self.fp = fp
+        lengths = {value.strip() for value in self.headers.get_all("Content-Length", [])}
+        if len(lengths) > 1 or not all(re.fullmatch("[0-9]{1,18}", length) for length in lengths):
+            raise VendorReplyError("the Content-Length of the vendor's answer cannot be true")
 
     def read1(self, n: int = -1) -> bytes:
         """Read once. Raises `IncompleteBodyError` when bytes follow the last one that Content-Length allows."""

@@ -289,7 +289,7 @@ class Download:
             raise IncompleteBodyError(f"the body was cut after {self._received} bytes and cannot be resumed: {why}")
         self._headers_by = None
 
-    def _mismatch(self) -> str | None:  # noqa: PLR0911 - one reason per line reads best
+    def _mismatch(self) -> str | None:
         """Say why the answer is not the rest of the body that began, or None."""
         if self._response.status_code != 206:
             return "the server does not give the rest"
@@ -394,17 +394,12 @@ def _encoding(response: requests.Response) -> str | None:
 
 
 def _frame(response: requests.Response) -> tuple[int | None, bool]:
-    """Give (Content-Length or None, whether the body is chunked). Raises `VendorReplyError` where the two contradict."""
+    """Give (Content-Length or None, whether the body is chunked). Raises `VendorReplyError` where that is unclear."""
     raw: Any = response.raw
-    lengths = set(raw.headers.getlist("Content-Length"))
+    length = raw.headers.get("Content-Length")
     encodings = [value.strip().lower() for value in raw.headers.getlist("Transfer-Encoding")]
-    if encodings not in ([], ["chunked"]) or (encodings and lengths):
+    if encodings not in ([], ["chunked"]) or (encodings and length is not None):
         response.close()
         raise VendorReplyError("the download's Transfer-Encoding is unknown, or contradicts its Content-Length")
-    if not lengths:
-        return None, bool(encodings)
-    text = lengths.pop().strip()
-    if lengths or not re.fullmatch(r"[0-9]{1,18}", text):
-        response.close()
-        raise VendorReplyError("the download's Content-Length cannot be true")
-    return int(text), False
+    # connect has seen to it that several values are one number.
+    return None if length is None else int(length.partition(",")[0]), bool(encodings)
