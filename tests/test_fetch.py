@@ -26,7 +26,7 @@ from worker.errors import (
     VendorUnavailableError,
 )
 from worker.fetch import open_download
-from worker.model import Link
+from worker.model import Link, Wrapping
 from worker.settings import CrayonSettings
 
 BODY = hashlib.sha256(b"seed").digest() * 10_000  # 320,000 bytes
@@ -284,6 +284,12 @@ def test_too_large_by_its_length_is_not_read():
 
 def test_too_large_without_a_length_ends_while_streaming():
     fails(TooLargeError, chunked(*[BODY] * 5), max_bytes=len(BODY) * 2)
+
+
+def test_a_wrapped_body_may_be_larger_than_its_file():
+    with serving(whole()) as server:
+        link = Link(url=server.url + "/file", wrapping=Wrapping.CRAYON)
+        assert fetch(server, link=link, max_bytes=len(BODY) // 2)[0] == BODY
 
 
 def test_exactly_as_large_as_allowed():

@@ -26,7 +26,7 @@ from worker.errors import (
     VendorReplyError,
     VendorUnavailableError,
 )
-from worker.model import Lease, Link
+from worker.model import Lease, Link, Wrapping
 from worker.settings import SourceSettings
 
 _READ_BYTES = 256 * 1024
@@ -69,7 +69,8 @@ class Download:
         self._source = source
         self._link = link
         self._lease = lease
-        self._max_bytes = max_bytes
+        # A wrapping makes the body larger than the file, byte numbers nearly four times; who unwraps it counts the file's bytes.
+        self._max_bytes = max_bytes if link.wrapping is Wrapping.NONE else 4 * max_bytes + 1024 * 1024
         self._new_link = new_link
         self._meter = _Meter(int(source.min_throughput), window_seconds)
         self._headers_by: float | None = None
@@ -176,7 +177,7 @@ class Download:
         self._ranges = headers.get("Accept-Ranges", "").strip().lower() != "none"
         if self.length is not None and self.length > self._max_bytes:
             response.close()
-            raise TooLargeError(f"the output has {self.length} bytes; max_output_bytes allows {self._max_bytes}")
+            raise TooLargeError(f"the download has {self.length:,} bytes, more than max_output_bytes allows")
 
     def _refusal(self, response: requests.Response) -> RefusedError:
         """Make the error for an answer that is not the file, with as much of its body as comes in time."""
@@ -233,7 +234,7 @@ class Download:
         self._received += len(data)
         self._meter.add(len(data))
         if self._received > self._max_bytes:
-            raise TooLargeError(f"the output has more than the {self._max_bytes} bytes that max_output_bytes allows")
+            raise TooLargeError(f"the download has more than {self._max_bytes:,} bytes, more than max_output_bytes allows")
         return data
 
     def _check(self) -> None:
@@ -372,6 +373,7 @@ def open_download(
     `TooLargeError` (a Content-Length over `max_bytes`, nothing read), `VendorReplyError` (headers that contradict each other,
     a redirect to nowhere), `VendorUnavailableError`, `LeaseLostError`, `StoppedError`.
 
+    `max_bytes` is of the file: a wrapped body may be up to four times as large, and who unwraps it counts again.
     `lease.check` is called by this thread and by the watchman's. `window_seconds`: over how long `min_throughput` is judged.
     """
     return Download(session, source, link, lease, max_bytes=max_bytes, new_link=new_link, window_seconds=window_seconds)
