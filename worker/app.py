@@ -6,14 +6,17 @@ says what is most urgent, the tick sends what wake-ups are missing.
 
 from __future__ import annotations
 
+import os
 import secrets
 import threading
 from datetime import timedelta
 from typing import Any
+from urllib.parse import unquote
 
 import structlog
-from celery import Celery, signals
+from celery import Celery, Task, signals
 from kombu import Exchange, Queue
+from kombu.exceptions import OperationalError
 
 from worker import alerts, logs
 from worker import settings as configuration
@@ -29,6 +32,7 @@ log = structlog.get_logger()
 
 COLLECT, POLL, TICK = "lastcall.collect", "lastcall.poll", "lastcall.tick"
 _LONGEST_TICK_SECONDS = 2.0
+_STOP_SECONDS = 28  # of the 30 that a warm stop may take
 _SWEEP_EVERY = timedelta(hours=1)
 _UPLOADS_OLDER_THAN = timedelta(days=2)  # no transfer lasts that long; takeovers abort theirs at once
 
@@ -39,11 +43,23 @@ def tick_seconds(settings: Settings) -> float:
     return min(_LONGEST_TICK_SECONDS, shortest / 4)
 
 
+def _broker(url: str) -> tuple[str, dict[str, str]]:
+    """Give Celery's form of a Redis URL: of sentinels it wants one URL each, and the master's name as an option."""
+    if not url.startswith("sentinel://"):
+        return url, {}
+    hosts, _, path = url.removeprefix("sentinel://").partition("/")
+    credentials, at, hosts = hosts.rpartition("@")
+    master, _, database = path.partition("/")
+    urls = [f"sentinel://{credentials}{at}{host}/{database or 0}" for host in hosts.split(",")]
+    return ";".join(urls), {"master_name": unquote(master)}
+
+
 def celery_settings(settings: Settings) -> dict[str, Any]:
     """Give Celery's settings, each with its reason. A test asserts that every name is one that Celery knows."""
     seconds = tick_seconds(settings)
+    broker, sentinel = _broker(settings.redis_url.reveal())
     return {
-        "broker_url": settings.redis_url.reveal(),
+        "broker_url": broker,
         # A half-open connection is noticed in 10 s, and no message is lost by noticing it (FACTS 4).
         "broker_transport_options": {
             "socket_timeout": 5,
@@ -51,6 +67,7 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
             "socket_keepalive": True,
             "retry_on_timeout": True,
             "health_check_interval": 5,
+            **sentinel,
         },
         # Redis may be away for as long as it likes; the worker is there when it comes back (FACTS 5).
         "broker_connection_max_retries": None,
@@ -134,7 +151,7 @@ def _daemon() -> Daemon:
 # --- tasks -----------------------------------------------------------------------------------------------------------
 
 
-@app.task(name="tick")
+@app.task(name="tick", throws=(LastcallError,))
 def tick() -> str:
     """Send the polls that are due and the wake-ups that are missing; open a new ledger; tell people."""
     daemon = _daemon()
@@ -143,7 +160,7 @@ def tick() -> str:
     for source in due:
         every = daemon.settings.sources[source].poll_every
         if daemon.ledger.once(f"poll:{source}", min(every / 2, timedelta(seconds=10))):
-            poll.apply_async((source,), queue=POLL, expires=max(10.0, every.total_seconds()))
+            _send(poll, source, queue=POLL, expires=max(10.0, every.total_seconds()))
     sent = wake(daemon)
     if waiting := daemon.ledger.take_alerts():
         alerts.send(daemon.settings.alerts, waiting)
@@ -152,7 +169,7 @@ def tick() -> str:
     return f"{len(due)} polls due, {sent} wake-ups sent"
 
 
-@app.task(name="poll")
+@app.task(name="poll", throws=(LastcallError,))
 def poll(source: str) -> str:
     """List one source."""
     daemon = _daemon()
@@ -165,7 +182,7 @@ def poll(source: str) -> str:
     return str(found)
 
 
-@app.task(name="collect")
+@app.task(name="collect", throws=(LastcallError,))
 def collect_one() -> str:
     """Collect the most urgent output."""
     daemon, slots = _daemon(), _Process.slots
@@ -187,8 +204,16 @@ def wake(daemon: Daemon) -> int:
     """Send as many wake-ups as there is work that a free slot could take; gives how many."""
     missing = daemon.ledger.wakeups(daemon.slots, COLLECT)
     for _ in range(missing):
-        collect_one.apply_async(queue=COLLECT, expires=60)
+        _send(collect_one, queue=COLLECT, expires=60)
     return missing
+
+
+def _send(task: Task, *arguments: str, **options: Any) -> None:
+    """Send one message. Raises `LedgerUnavailableError`: it is the same Redis, and the next tick sends what is missing."""
+    try:
+        task.apply_async(arguments, **options)
+    except OperationalError as exc:
+        raise LedgerUnavailableError("Redis: the message could not be sent") from exc
 
 
 # --- the life of a process -------------------------------------------------------------------------------------------
@@ -218,15 +243,24 @@ def _open(**_: object) -> None:
 def _start(**_: object) -> None:
     """Poll and collect at once instead of waiting for beat's first tick."""
     try:
-        tick.apply_async(queue=TICK, expires=10)
-    except (LastcallError, app.connection_for_write().recoverable_connection_errors) as exc:
-        log.warning("first tick not sent; beat's comes", error=type(exc).__name__)
+        _send(tick, queue=TICK, expires=10)
+    except LedgerUnavailableError as exc:
+        log.warning("first tick not sent; beat's comes", error=str(exc))
 
 
 @signals.worker_shutting_down.connect
 def _stop(**_: object) -> None:
     if _Process.daemon:
         _Process.daemon.keeper.request_stop()
+    # What is held is given back after STOP_GRACE. A poll that waits for a hanging vendor holds nothing worth waiting for.
+    last = threading.Timer(_STOP_SECONDS, _leave)
+    last.daemon = True
+    last.start()
+
+
+def _leave() -> None:
+    log.warning("a vendor did not answer in time; leaving without it")
+    os._exit(os.EX_OK)
 
 
 @signals.worker_shutdown.connect

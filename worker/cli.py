@@ -475,19 +475,28 @@ def retry(settings: Settings, output: tuple[str, ...], *, held: bool, lost: bool
 
 
 @main.command()
-@click.argument("output", nargs=-1, required=True)
+@click.argument("output", nargs=-1)
+@click.option("--lost", is_flag=True, help="All that is lost and not acknowledged.")
+@click.option("--source", help="With --lost: only of this source.")
 @click.option("--reason", required=True, help="Why this loss needs no more attention.")
 @_config_option
-def acknowledge(settings: Settings, output: tuple[str, ...], *, reason: str) -> None:
+def acknowledge(settings: Settings, output: tuple[str, ...], *, lost: bool, source: str | None, reason: str) -> None:
     """Explain losses, so that they are no longer bad news."""
     if not reason.strip():
         _usage("--reason must say something")
+    if not output and not lost:
+        _usage("name outputs, or --lost")
+    sources = _known_sources(settings, [source]) if source else settings.sources
     identities = [_output(settings, text) for text in output]
     with _reading(settings) as daemon:
         for identity in identities:
             record = daemon.ledger.record(identity)
             if record is None or record.state is not OutputState.LOST:
                 _usage(f"{identity} is {record.state if record else 'unknown'}; only a loss can be acknowledged")
+        for name in sources if lost else ():
+            identities += [
+                record.output.id for record in daemon.ledger.records(name, OutputState.LOST) if not record.acknowledged
+            ]
         for identity in identities:
             listing.acknowledge(daemon, identity, reason)
             _out.print(f"{identity}: acknowledged")
@@ -572,3 +581,14 @@ def rebuild(settings: Settings, *, as_json: bool) -> None:
         for row in found:
             _out.print(_plain(row))
     sys.exit(BAD_NEWS if any(row.result not in {"ok", "busy"} for row in found) else 0)
+
+
+@main.command()
+@click.option("--keep", is_flag=True, help="Leave it running until Ctrl-C; print the URLs.")
+@click.option("--logs", is_flag=True, help="Keep the folder with the logs.")
+@click.option("--small", is_flag=True, help="A handful of outputs, in seconds.")
+def demo(*, keep: bool, logs: bool, small: bool) -> None:
+    """Run it all against simulated vendors, with faults, and prove it."""
+    from worker.demo import show
+
+    sys.exit(show.run(keep=keep, logs=logs, small=small))

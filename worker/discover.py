@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -84,7 +85,8 @@ def discover(daemon: Daemon, source: str, *, by_hand: bool = False) -> Discovery
     finally:
         detail = {"error": found.error, "jobs": found.jobs, "running": found.running, "owed": found.owed}
         daemon.ledger.end_poll_turn(turn, found.result, detail)
-        log.info("polled", source=source, result=found.result, **detail)
+        changed = found.owed or found.adopted or found.result != "ok"
+        log.log(logging.INFO if changed else logging.DEBUG, "polled", source=source, result=found.result, **detail)
     return found
 
 

@@ -143,11 +143,10 @@ function commands.begin(new)
   return { call('HGET', P .. 'epoch', 'id'), call('HGET', P .. 'epoch', 'open_at') or '' }
 end
 
--- open ID DELAY: claims are given DELAY seconds from now on, if ID still is the epoch.
+-- open ID DELAY: claims are given DELAY seconds from now on, if ID still is the epoch. Gives 1 when this call did it.
 function commands.open(id, delay)
   if call('HGET', P .. 'epoch', 'id') ~= id then return 0 end
-  call('HSETNX', P .. 'epoch', 'open_at', num(now + tonumber(delay)))
-  return 1
+  return call('HSETNX', P .. 'epoch', 'open_at', num(now + tonumber(delay)))
 end
 
 -- owe ID DEADLINE DOC READY OFFERED RECHECK: a listing shows this output. Gives the state it was in, '' when it is new.

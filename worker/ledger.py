@@ -230,9 +230,9 @@ class Ledger:
         identity, open_at = self._run("begin", secrets.token_hex(8))
         return str(identity.decode()), bool(open_at)
 
-    def open_epoch(self, epoch: str, delay: timedelta) -> None:
+    def open_epoch(self, epoch: str, delay: timedelta) -> bool:
         """Let claims begin `delay` from now. After a loss that is one lease, so that workers can assert what they hold."""
-        self._run("open", epoch, delay.total_seconds())
+        return bool(self._run("open", epoch, delay.total_seconds()))
 
     def clear(self) -> None:
         """Drop everything that is lastcall's own, as FLUSHALL would (for ``rebuild``)."""

@@ -27,9 +27,10 @@ def open_epoch(daemon: Daemon) -> bool:
         return False
     first = daemon.archive.begin_epoch(epoch, daemon.ledger.now())
     delay = timedelta(0) if first else daemon.settings.worker.lease
-    daemon.ledger.open_epoch(epoch, delay)
-    log.info("ledger opened", epoch=epoch, first=first, claims_after_seconds=delay.total_seconds())
-    return True
+    opened = daemon.ledger.open_epoch(epoch, delay)
+    if opened:
+        log.info("ledger opened", epoch=epoch, first=first, claims_after_seconds=delay.total_seconds())
+    return opened
 
 
 def recover(daemon: Daemon, source: str) -> None:

@@ -29,7 +29,10 @@ class Source(Protocol):
         """
 
     def job(self, job_id: str) -> Job:
-        """Ask for one job. Raises `OutputGoneError` when the vendor does not know it, `NotReadyError` when it may yet appear."""
+        """Ask for one job.
+
+        Raises `OutputGoneError` when the vendor does not know it, `NotReadyError` when it may yet appear.
+        """
 
     def link(self, output: Output) -> Link:
         """Get a link now, never a kept one.
