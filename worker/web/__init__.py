@@ -1,0 +1,5 @@
+"""The web process: the board for people, ``/metrics`` for Prometheus, ``/healthz`` for probes. It only reads the ledger."""
+
+from worker.web.server import serve
+
+__all__ = ["serve"]

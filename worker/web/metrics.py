@@ -1,0 +1,120 @@
+"""The metrics of CONTRACT section 7, read from the ledger at each scrape, so any number of web processes say the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from worker.ledger import Ledger, SourceStatus
+from worker.model import OutputState
+from worker.settings import Settings
+
+# What labels can be, so that each series begins at zero and `rate` and `increase` see its first step.
+_POLL_RESULTS = ("ok", "unavailable", "refused", "throttled", "malformed", "blocked", "archive-refused", "stopped", "error")
+_DOWNLOAD_RESULTS = ("ok", "failed", "refused", "mismatch")
+_LOSS_REASONS = ("gone", "expired", "deleted", "superseded", "invalid-result")
+_BOUNDS = ("1", "5", "15", "60", "300", "900", "3600", "14400", "86400", "604800", "+Inf")  # as ledger.lua counts them
+
+Counters = dict[str, dict[str, float]]
+
+
+def render(ledger: Ledger, settings: Settings) -> bytes:
+    """Give all metrics as Prometheus text (format 0.0.4). Raises `LedgerUnavailableError`."""
+    registry = CollectorRegistry()
+    registry.register(_LedgerCollector(ledger, tuple(settings.sources), settings.worker.at_risk))
+    return generate_latest(registry)
+
+
+class _LedgerCollector(Collector):
+    def __init__(self, ledger: Ledger, sources: tuple[str, ...], at_risk: timedelta) -> None:
+        self._ledger = ledger
+        self._sources = sources
+        self._at_risk = at_risk
+
+    def describe(self) -> list[Metric]:
+        """Keep the registry from asking Redis what there is."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Read everything first, so that a scrape is whole or fails."""
+        now = self._ledger.now()
+        rows = {source: self._ledger.status(source, self._at_risk) for source in self._sources}
+        counters = self._ledger.counters()
+        workers, beat_at = self._ledger.workers(), self._ledger.beat_at()
+        yield from _state_of_sources(rows, now)
+        yield from self._counted(counters)
+        yield self._latency(counters)
+        yield GaugeMetricFamily("lastcall_workers", "Worker processes that are alive.", value=len(workers))
+        yield GaugeMetricFamily(
+            "lastcall_beat_timestamp_seconds", "When a beat last ticked; 0 is never.", value=_epoch_seconds(beat_at)
+        )
+
+    def _counted(self, counters: Counters) -> Iterator[Metric]:
+        for metric, what in (
+            ("archived", "Outputs archived since Redis began to count."),
+            ("archived_bytes", "Bytes of the files archived since Redis began to count."),
+            ("unproven", "Outputs archived although nothing proved that their bytes were whole."),
+            ("takeovers", "Outputs taken over from a worker whose lease ended."),
+            ("oddities", "Vendor answers that an operator should look at: unknown states, failed jobs that name a file."),
+        ):
+            plain = CounterMetricFamily(f"lastcall_{metric}", what, labels=["source"])
+            for source in self._sources:
+                plain.add_metric([source], counters[metric].get(source, 0))
+            yield plain
+        for metric, what, label, usual in (
+            ("lost", "Outputs lost, by the vendor's reason.", "reason", _LOSS_REASONS),
+            ("downloads", "Downloads made, by result.", "result", _DOWNLOAD_RESULTS),
+            ("polls", "Listings made, by result.", "result", _POLL_RESULTS),
+        ):
+            labelled = CounterMetricFamily(f"lastcall_{metric}", what, labels=["source", label])
+            for source in self._sources:
+                seen = {key.partition("|")[2]: value for key, value in counters[metric].items() if key.startswith(f"{source}|")}
+                for value in dict.fromkeys((*usual, *sorted(seen))):
+                    labelled.add_metric([source, value], seen.get(value, 0))
+            yield labelled
+
+    def _latency(self, counters: Counters) -> Metric:
+        histogram = HistogramMetricFamily(
+            "lastcall_ready_to_archived_seconds", "From ready at the vendor to archived here.", labels=["source"]
+        )
+        buckets, sums = counters["ready_to_archived"], counters["ready_to_archived_sum"]
+        for source in self._sources:
+            counts = [(bound, buckets.get(f"{source}|{bound}", 0)) for bound in _BOUNDS]
+            histogram.add_metric([source], counts, sum_value=sums.get(source, 0))
+        return histogram
+
+
+def _state_of_sources(rows: dict[str, SourceStatus], now: datetime) -> Iterator[Metric]:
+    outputs = GaugeMetricFamily(
+        "lastcall_outputs",
+        "Outputs by state. archived counts receipts; lost does not count what was acknowledged.",
+        labels=["source", "state"],
+    )
+    nearest = GaugeMetricFamily(
+        "lastcall_nearest_deadline_seconds",
+        "Time left to the nearest deadline of what is owed; negative is overdue, +Inf is nothing owed.",
+        labels=["source"],
+    )
+    at_risk = GaugeMetricFamily("lastcall_at_risk", "Owed outputs with less than [worker] at_risk left.", labels=["source"])
+    overdue = GaugeMetricFamily("lastcall_overdue", "Owed outputs whose deadline has passed.", labels=["source"])
+    polled = GaugeMetricFamily(
+        "lastcall_last_poll_timestamp_seconds", "When the source was last listed; 0 is never.", labels=["source"]
+    )
+    for source, row in rows.items():
+        for state in OutputState:
+            outputs.add_metric([source, str(state)], getattr(row, state))
+        left = (row.nearest_deadline - now).total_seconds() if row.nearest_deadline else float("inf")
+        nearest.add_metric([source], left)
+        at_risk.add_metric([source], row.at_risk)
+        overdue.add_metric([source], row.overdue)
+        polled.add_metric([source], _epoch_seconds(row.last_poll_at))
+    yield from (outputs, nearest, at_risk, overdue, polled)
+
+
+def _epoch_seconds(at: datetime | None) -> float:
+    return at.timestamp() if at else 0.0

@@ -1,0 +1,139 @@
+"""What the board and the probes are told: plain documents made from the ledger. No secret can be in them: it holds none."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from typing import Generic, TypeVar
+
+from worker.errors import LedgerUnavailableError
+from worker.ledger import Ledger, Record, SourceStatus
+from worker.model import JsonObject, OutputState, timestamp
+from worker.settings import Settings
+
+ROWS = 200  # as many bars as one can look at, and as a page draws without a stutter
+_PEOPLE_ROWS = 50  # of lost and of held ones
+_BEAT_WITHIN = timedelta(seconds=15)
+_COUNTS = ("owed", "claimed", "archived", "lost", "acknowledged", "held", "empty", "at_risk", "overdue")
+
+_T = TypeVar("_T")
+
+
+class Reading(Generic[_T]):
+    """One blocking reading, shared by all who ask while it goes on, and good for `fresh_seconds` after that.
+
+    A Redis that hangs costs one thread, however many ask, and each of them learns it within `patience_seconds`.
+    """
+
+    def __init__(
+        self, executor: Executor, read: Callable[[], _T], *, fresh_seconds: float = 0, patience_seconds: float = 4
+    ) -> None:
+        self._executor = executor
+        self._read = read
+        self._fresh_seconds = fresh_seconds
+        self._patience_seconds = patience_seconds
+        self._going_on: asyncio.Future[_T] | None = None
+        self._read_at = float("-inf")
+        self._last: _T | None = None
+
+    async def get(self) -> _T:
+        """Give what was read. Raises `LedgerUnavailableError`."""
+        if self._last is not None and time.monotonic() - self._read_at < self._fresh_seconds:
+            return self._last
+        if self._going_on is None:
+            self._going_on = asyncio.get_running_loop().run_in_executor(self._executor, self._read)
+            self._going_on.add_done_callback(self._ended)
+        try:
+            return await asyncio.wait_for(asyncio.shield(self._going_on), self._patience_seconds)
+        except TimeoutError:
+            raise LedgerUnavailableError(f"Redis did not answer within {self._patience_seconds:g} s") from None
+
+    def _ended(self, reading: asyncio.Future[_T]) -> None:
+        self._going_on = None
+        if not reading.cancelled() and reading.exception() is None:
+            self._last, self._read_at = reading.result(), time.monotonic()
+
+
+def health(ledger: Ledger) -> JsonObject:
+    """Give ``{"ok": true, …}``, or ``{"ok": false, "reason": …}``. Raises `LedgerUnavailableError`."""
+    now, beat_at, workers = ledger.now(), ledger.beat_at(), ledger.workers()
+    reasons = []
+    if beat_at is None:
+        reasons.append("no beat has ticked yet; start `lastcall beat`")
+    elif now - beat_at > _BEAT_WITHIN:
+        reasons.append(f"no beat ticked since {timestamp(beat_at)}; start `lastcall beat`")
+    if not workers:
+        reasons.append("no worker is alive; start `lastcall worker`")
+    found = {"workers": len(workers), "beat_at": timestamp(beat_at) if beat_at else None}
+    return {"ok": False, "reason": "; ".join(reasons), **found} if reasons else {"ok": True, **found}
+
+
+def board(ledger: Ledger, settings: Settings) -> JsonObject:
+    """Give what the board shows now. Raises `LedgerUnavailableError`.
+
+    Only the most urgent `ROWS` outputs are read in full, however many are owed.
+    """
+    now, at_risk = ledger.now(), settings.worker.at_risk
+    rows = {source: ledger.status(source, at_risk) for source in settings.sources}
+    owed: dict[str, Record] = {}
+    lost: list[Record] = []
+    held: list[Record] = []
+    for source, row in rows.items():
+        for state in (OutputState.OWED, OutputState.CLAIMED):  # claimed last: an output may change between the two
+            owed |= {str(record.output.id): record for record in itertools.islice(ledger.records(source, state), ROWS)}
+        # Acknowledged losses come after those that are not.
+        lost += itertools.islice(ledger.records(source, OutputState.LOST), min(row.lost, _PEOPLE_ROWS))
+        held += itertools.islice(ledger.records(source, OutputState.HELD), min(row.held, _PEOPLE_ROWS))
+    totals = {key: sum(getattr(row, key) for row in rows.values()) for key in _COUNTS}
+    return {
+        "now": timestamp(now),
+        "health": health(ledger),
+        "at_risk_seconds": at_risk.total_seconds(),
+        "totals": totals,
+        "sources": [_source(settings, name, row) for name, row in rows.items()],
+        "outputs": _most_urgent(list(owed.values()), ROWS, totals["owed"] + totals["claimed"], now, at_risk),
+        "lost": _most_urgent(lost, _PEOPLE_ROWS, totals["lost"], now, at_risk),
+        "held": _most_urgent(held, _PEOPLE_ROWS, totals["held"], now, at_risk),
+    }
+
+
+def _most_urgent(records: list[Record], most: int, total: int, now: datetime, at_risk: timedelta) -> JsonObject:
+    shown = sorted(records, key=lambda record: (record.output.deadline, str(record.output.id)))[:most]
+    return {"rows": [_output(record, now, at_risk) for record in shown], "more": max(0, total - len(shown))}
+
+
+def _source(settings: Settings, name: str, row: SourceStatus) -> JsonObject:
+    fields = {key: timestamp(value) if isinstance(value, datetime) else value for key, value in asdict(row).items()}
+    configured = settings.sources[name]
+    return {"name": name, "vendor": configured.vendor, "enabled": configured.enabled, **fields}
+
+
+def _output(record: Record, now: datetime, at_risk: timedelta) -> JsonObject:
+    return {
+        **record.to_json(),
+        "ready_at": timestamp(record.output.completed_at),
+        "worker": record.worker,
+        "urgency": _urgency(record.output.deadline - now, at_risk),
+        "commands": _commands(record),
+    }
+
+
+def _urgency(left: timedelta, at_risk: timedelta) -> str:
+    if left <= timedelta(0):
+        return "overdue"
+    return "at-risk" if left <= at_risk else "fine"
+
+
+def _commands(record: Record) -> list[str]:
+    """What a person can do about it."""
+    output = record.output.id
+    if record.state is OutputState.LOST:
+        return [f"lastcall retry {output}", f'lastcall acknowledge {output} --reason "…"']
+    if record.state is OutputState.HELD:
+        return [f"lastcall show {output}", f"lastcall retry {output}"]
+    return []

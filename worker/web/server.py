@@ -1,0 +1,200 @@
+"""The pages and their server: tornado, which comes with Flower. Nothing here waits for Redis on the loop's own thread."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import structlog
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application, Finish, HTTPError, RequestHandler, StaticFileHandler
+
+from worker.errors import ConfigurationError, LedgerUnavailableError
+from worker.ledger import Ledger
+from worker.model import JsonObject
+from worker.settings import Settings
+from worker.web import metrics, reading
+from worker.web.access import Access, Verdict
+
+log = structlog.get_logger()
+
+_STATIC = Path(__file__).parent / "static"
+_HEADERS = {
+    # Nothing but our own three files: data that a vendor made up can never become a script or a style.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Room:
+    """What the handlers share."""
+
+    access: Access
+    health: reading.Reading[JsonObject]
+    board: reading.Reading[JsonObject]
+    metrics: reading.Reading[bytes]
+
+
+class _Guarded(RequestHandler):
+    """What every answer has in common: who may have it, its headers, and how errors look."""
+
+    SUPPORTED_METHODS = ("GET", "HEAD")
+    needs_password = True
+
+    @property
+    def room(self) -> _Room:
+        room: _Room = self.application.settings["room"]
+        return room
+
+    def set_default_headers(self) -> None:
+        self.clear_header("Server")
+        for name, value in _HEADERS.items():
+            self.set_header(name, value)
+
+    def prepare(self) -> None:
+        if not self.needs_password:
+            return
+        if not self.room.access.host_allowed(self.request.host):
+            raise HTTPError(421, reason="Misdirected Request")
+        verdict = self.room.access.verdict(self.request.remote_ip or "", self.request.headers.get("Authorization"))
+        if verdict is Verdict.PASSWORD_NEEDED:
+            self.set_header("WWW-Authenticate", 'Basic realm="lastcall", charset="UTF-8"')
+            self._end(401)
+        if verdict is Verdict.TOO_MANY_FAILURES:
+            self.set_header("Retry-After", "60")
+            self._end(429)
+
+    def _end(self, status: int) -> None:
+        self.set_status(status)
+        self.finish({"error": HTTPStatus(status).phrase})
+        raise Finish
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        error = kwargs["exc_info"][1] if "exc_info" in kwargs else None
+        what = HTTPStatus(status_code).phrase
+        if isinstance(error, LedgerUnavailableError):
+            self.set_status(503)
+            what = str(error)
+        elif isinstance(error, ConfigurationError):
+            self.set_status(503)
+            what = "the password of this page cannot be read; see the log"
+        elif status_code == 405:
+            self.set_header("Allow", ", ".join(self.SUPPORTED_METHODS))
+        self.finish({"error": what})
+
+    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        if isinstance(value, LedgerUnavailableError | ConfigurationError):
+            log.warning("page not given", path=self.request.path, error=str(value))
+        else:
+            super().log_exception(typ, value, tb)
+
+
+class _Missing(_Guarded):
+    def prepare(self) -> None:
+        super().prepare()
+        raise HTTPError(404)
+
+
+class _File(_Guarded, StaticFileHandler):
+    """One of our own files."""
+
+
+class _Health(_Guarded):
+    needs_password = False  # it tells nothing secret, and probes have no password
+
+    async def get(self) -> None:
+        try:
+            found = await self.room.health.get()
+        except LedgerUnavailableError as exc:
+            found = {"ok": False, "reason": str(exc)}
+        self.set_status(200 if found["ok"] else 503)
+        self.finish(found)
+
+    head = get
+
+
+class _Metrics(_Guarded):
+    async def get(self) -> None:
+        text = await self.room.metrics.get()
+        self.set_header("Content-Type", CONTENT_TYPE_PLAIN_0_0_4)
+        self.finish(text)
+
+    head = get
+
+
+class _Board(_Guarded):
+    async def get(self) -> None:
+        self.finish(await self.room.board.get())
+
+    head = get
+
+
+def _application(settings: Settings) -> Application:
+    ledger = Ledger(settings.redis_url.reveal(), lease=settings.worker.lease, worker="web")
+    threads = ThreadPoolExecutor(max_workers=3, thread_name_prefix="reading")  # one for each reading: none waits for another
+    room = _Room(
+        access=Access(settings.web),
+        health=reading.Reading(threads, partial(reading.health, ledger)),
+        board=reading.Reading(threads, partial(reading.board, ledger, settings), fresh_seconds=1),
+        metrics=reading.Reading(threads, partial(metrics.render, ledger, settings)),
+    )
+    own_file = {"path": str(_STATIC), "default_filename": "index.html"}
+    return Application(
+        [
+            (r"/()", _File, own_file),
+            (r"/static/(board\.css|board\.js|icon\.svg)", _File, own_file),
+            (r"/api/board", _Board),
+            (r"/metrics", _Metrics),
+            (r"/healthz", _Health),
+        ],
+        default_handler_class=_Missing,
+        log_function=_log,
+        room=room,
+    )
+
+
+def _log(handler: RequestHandler) -> None:
+    if handler.get_status() in {401, 421, 429}:
+        log.info("refused", status=handler.get_status(), address=handler.request.remote_ip)
+
+
+async def _serve(settings: Settings) -> None:
+    web = settings.web
+    for secret in (web.username, web.password):
+        if secret is not None:
+            secret.reveal()  # a password that cannot be read shows now, not at the first visit
+    server = HTTPServer(_application(settings), max_body_size=1024, max_header_size=16_384, idle_connection_timeout=60)
+    try:
+        server.add_sockets(bind_sockets(web.port, web.host))
+    except OSError as exc:
+        raise ConfigurationError([f"web.listen: cannot listen on {web.listen}: {exc.strerror}"]) from exc
+    stop = asyncio.Event()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signal_number, stop.set)
+    log.info("board", url=f"http://{web.listen}/")
+    await stop.wait()
+    server.stop()
+    await server.close_all_connections()
+
+
+def serve(settings: Settings) -> None:
+    """Show the board on ``[web] listen`` until SIGTERM or SIGINT. Raises `ConfigurationError` when it cannot listen there.
+
+    An unreachable Redis ends nothing: the pages say so, and show the ledger as soon as it is back.
+    """
+    asyncio.run(_serve(settings))
