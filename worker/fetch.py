@@ -69,7 +69,7 @@ class Download:
         self._source = source
         self._link = link
         self._lease = lease
-        # A wrapping makes the body larger than the file, byte numbers nearly four times; who unwraps it counts the file's bytes.
+        # A wrapping makes the body larger than the file (byte numbers: four times); who unwraps it counts the file's bytes.
         self._max_bytes = max_bytes if link.wrapping is Wrapping.NONE else 4 * max_bytes + 1024 * 1024
         self._new_link = new_link
         self._meter = _Meter(int(source.min_throughput), window_seconds)
