@@ -89,10 +89,10 @@ def _print_json(document: object) -> None:
 
 
 def _table(*columns: str, numbers: Iterable[str] = ()) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
         right = column in numbers
-        table.add_column(column, justify="right" if right else "left", no_wrap=right, overflow="fold")
+        table.add_column(column, justify="right" if right else "left", no_wrap=right, overflow="fold", min_width=len(column))
     return table
 
 
