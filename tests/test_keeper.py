@@ -1,0 +1,148 @@
+"""The heartbeat of a worker process, on a real Redis: leases that last, and what ends a transfer."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import redis
+
+from worker.demo.embedded import RedisServer, wait_until
+from worker.errors import LeaseLostError, StoppedError
+from worker.keeper import Keeper
+from worker.ledger import Claim, Ledger
+from worker.model import Output, OutputId
+
+LEASE = timedelta(seconds=0.6)
+
+
+def open_ledger(url: str, worker: str = "w1", lease: timedelta = LEASE) -> Ledger:
+    ledger = Ledger(url, lease=lease, worker=worker)
+    ledger.open_epoch(ledger.epoch()[0], timedelta(0))
+    return ledger
+
+
+def owe_and_claim(ledger: Ledger) -> Claim:
+    now = datetime.now(UTC)
+    ledger.owe(Output(id=OutputId("acme", "1", "1"), completed_at=now, deadline=now + timedelta(days=1)), recheck=False)
+    claim = ledger.claim({"acme": 1})
+    assert claim is not None
+    return claim
+
+
+@pytest.fixture
+def ledger(redis_url: str) -> Ledger:
+    return open_ledger(redis_url)
+
+
+@pytest.fixture
+def keeper(ledger: Ledger) -> Iterator[Keeper]:
+    one = Keeper(ledger, threading.Event(), slots=4, grace=timedelta(seconds=0.3))
+    yield one
+    one.end()
+
+
+def nobody_claims(url: str, within_seconds: float) -> bool:
+    """Whether a second worker that tries all the time gets nothing within the limit."""
+    other = open_ledger(url, "w2")
+    try:
+        wait_until(lambda: other.claim({"acme": 9}) is not None, within_seconds, "a claim")
+    except TimeoutError:
+        return True
+    return False
+
+
+def test_what_is_held_stays_held_far_longer_than_a_lease(ledger: Ledger, keeper: Keeper, redis_url: str) -> None:
+    keeper.start()
+    with keeper.holding(owe_and_claim(ledger)) as held:
+        assert nobody_claims(redis_url, 2)
+        held.check()
+        held.confirm()
+    assert not nobody_claims(redis_url, 5)
+
+
+def test_a_lease_that_another_worker_took_ends_the_transfer(ledger: Ledger, keeper: Keeper, redis_url: str) -> None:
+    """The process was frozen for longer than its lease: no heartbeat ran."""
+    with keeper.holding(owe_and_claim(ledger)) as held:
+        assert not nobody_claims(redis_url, 5)
+        held.check()  # nothing known yet
+        with pytest.raises(LeaseLostError):
+            held.confirm()
+        keeper.start()
+        with pytest.raises(LeaseLostError):
+            held.check()
+
+
+def test_the_heartbeat_itself_notices_a_lost_lease(ledger: Ledger, keeper: Keeper, redis_url: str) -> None:
+    with keeper.holding(owe_and_claim(ledger)) as held:
+        assert not nobody_claims(redis_url, 5)
+        keeper.start()
+        wait_until(lambda: held.lost, 5, "the loss is noticed")
+
+
+def test_what_was_settled_is_not_lost(ledger: Ledger, keeper: Keeper) -> None:
+    with keeper.holding(owe_and_claim(ledger)) as held:
+        ledger.archived(held.claim.output.id, "key", 1, unproven=False)
+    keeper.renew([held])
+    assert not held.lost
+
+
+def test_a_loss_of_redis_costs_nothing_that_is_held(ledger: Ledger, keeper: Keeper, redis_url: str) -> None:
+    """The lease is asserted again by the next heartbeat, or by `confirm`, whichever comes first, or both at once."""
+    claim = owe_and_claim(ledger)
+    with keeper.holding(claim) as held:
+        with redis.Redis.from_url(redis_url) as client:
+            for _ in range(20):
+                client.flushall()
+                threads = [threading.Thread(target=held.confirm) for _ in range(4)]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+                held.check()
+        assert held.fence != claim.fence
+        assert ledger.hold(claim.output.id, held.fence, "still ours")
+
+
+def test_redis_down_stops_no_transfer(redis_server: RedisServer) -> None:
+    ledger = open_ledger(redis_server.url)
+    keeper = Keeper(ledger, threading.Event(), slots=4, grace=timedelta(seconds=1))
+    keeper.start()
+    with keeper.holding(owe_and_claim(ledger)) as held:
+        redis_server.kill()
+        held.confirm()
+        held.check()
+        redis_server.start()
+        wait_until(lambda: held.fence != held.claim.fence, 10, "the lease is asserted at the new Redis")
+        held.check()
+    keeper.end()
+
+
+def test_a_turn_to_list_outlives_its_lease_while_it_is_kept_and_no_longer(ledger: Ledger, keeper: Keeper) -> None:
+    keeper.start()
+    turn = ledger.take_poll_turn("acme", timedelta(milliseconds=1))
+    assert turn is not None
+    with keeper.listing(turn), pytest.raises(TimeoutError):
+        wait_until(lambda: ledger.poll_due("acme"), 1.5, "the turn ends")
+    wait_until(lambda: ledger.poll_due("acme"), 5, "the turn ends with its lease")
+
+
+def test_a_stopping_process_may_finish_within_the_grace(ledger: Ledger, keeper: Keeper) -> None:
+    with keeper.holding(owe_and_claim(ledger)) as held:
+        assert not keeper.stopping
+        keeper.request_stop()
+        assert keeper.stopping
+        held.check()
+        wait_until(keeper.overstayed, 5, "the grace is over")
+        keeper.request_stop()  # asked twice, the grace does not begin again
+        with pytest.raises(StoppedError):
+            held.check()
+
+
+def test_a_process_counts_as_a_worker_while_it_beats(ledger: Ledger, keeper: Keeper) -> None:
+    keeper.start()
+    assert ledger.workers() == ["w1"]
+    keeper.end()
+    assert ledger.workers() == []
