@@ -3,7 +3,8 @@
     python -m venv /somewhere && /somewhere/bin/pip install swift==2.38.3
     SWIFT_BIN=/somewhere/bin make test
 
-It verifies what the embedded S3 lets pass: signatures, SHA-256 of bodies, CRC32 of parts. Like the embedded S3 it looks first and writes then, so create-only needs one request at a time.
+It verifies what the embedded S3 lets pass: signatures, SHA-256 of bodies, CRC32 of parts. Like the embedded S3 it looks first
+and writes then, so create-only needs one request at a time.
 """
 
 from __future__ import annotations

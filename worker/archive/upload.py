@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 import zlib
 from collections.abc import Callable
 from concurrent.futures import Future, wait
@@ -38,6 +39,9 @@ T = TypeVar("T")
 MAX_PARTS = 10_000  # S3's own limit
 # Blocks of one upload that wait in memory: one on its way, one ready, one to spare.
 MEMORY_BLOCKS_EACH = 3
+# While S3 takes parts at least this often, a full memory only slows the writer down, as any pipe does; a disk would be slower.
+# A longer silence is S3's trouble, and the spool is for that: the vendor's connection must not starve.
+SILENCE_SECONDS = 2
 # A body up to this size is sent as one bytes object; a longer one as a stream, whose time limit holds per piece.
 _AT_ONCE_BYTES = 2**20
 ABORT_SECONDS = 5  # how long `abort` waits for S3; what it could not clean up is swept later
@@ -96,6 +100,7 @@ class Upload:
         self._changed = spool.changed
         self._parts: list[_Part] = []
         self._unsent = 0  # parts handed to the senders and not taken by S3 yet
+        self._taken_at = 0.0  # when S3 last took a part, or began to have one to take
         self._sending = 0  # senders at work for this upload
         self._upload_id: str | None = None
         self._generation = 0  # how often the multipart upload was begun anew
@@ -213,23 +218,31 @@ class Upload:
     def _make_room(self, buffer: memoryview, size: int) -> Block:
         """Find a place for a filled buffer: memory, else the spool, else wait for S3. A copy that is kept lies in the spool."""
         while True:
-            with self._changed:
-                self._raise_failure()
             if self._keep:
                 if block := self._spool.on_disk(buffer, size):
                     return block
                 self._stop_keeping()
-            if self._own(lambda block: block.buffer) < MEMORY_BLOCKS_EACH and (block := self._spool.in_memory(buffer, size)):
-                return block
-            if block := self._spool.on_disk(buffer, size):
-                return block
-            if self._attributes is None:
-                self._raise_unnamed()
             with self._changed:
-                if not self._unsent and (block := self._spool.in_memory(buffer, size, at_any_cost=True)):
-                    return block  # a part must be whole before it can go, so memory gives way last
-                self._changed.wait(LOOK_SECONDS)
+                self._raise_failure()
+                if self._own(lambda block: block.buffer) < MEMORY_BLOCKS_EACH and (
+                    block := self._spool.in_memory(buffer, size)
+                ):
+                    return block
+                if keeps_up := self._s3_keeps_up():
+                    self._changed.wait(LOOK_SECONDS)
+            if not keeps_up:
+                if block := self._spool.on_disk(buffer, size):
+                    return block
+                if self._attributes is None:
+                    self._raise_unnamed()
+                with self._changed:
+                    if not self._unsent and (block := self._spool.in_memory(buffer, size, at_any_cost=True)):
+                        return block  # a part must be whole before it can go, so memory gives way last
+                    self._changed.wait(LOOK_SECONDS)
             self._lease.check()
+
+    def _s3_keeps_up(self) -> bool:
+        return self._unsent > 0 and time.monotonic() - self._taken_at < SILENCE_SECONDS
 
     def _raise_unnamed(self) -> None:
         """No room is left, and no part may go before it has a key: waiting would be for ourselves."""
@@ -259,6 +272,8 @@ class Upload:
     # --- the senders' side -------------------------------------------------------------------------------------------
 
     def _submit(self, part: _Part) -> None:
+        if not self._unsent:
+            self._taken_at = time.monotonic()
         self._unsent += 1
         self._senders.submit(lambda: self._at_work(lambda: self._send(part)))
 
@@ -277,6 +292,7 @@ class Upload:
                     if generation == self._generation:
                         part.etag = etag
                         self._unsent -= 1
+                        self._taken_at = time.monotonic()
                         if not self._keep:
                             self._let_go(part)
                         self._changed.notify_all()
