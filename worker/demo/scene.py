@@ -48,10 +48,10 @@ FULL = Scale(
     jobs={ERP: 124, MEDIA: 52, SHOPS: 46, NORDIC: 18, BILLS: 56},
     large=(96 * MIB, 300 * MIB),
     large_bytes_per_second=16 * MIB,
-    work_lasts=52.0,
-    faults_at=5.0,
+    work_lasts=57.0,
+    faults_at=4.0,
     kill_at=12.0,
-    flush_at=36.0,
+    flush_at=25.0,
     lease="5s",
     poll_every="2s",
     limit_seconds=105.0,
@@ -68,6 +68,18 @@ SMALL = Scale(
     poll_every="1s",
     limit_seconds=60.0,
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VendorFault:
+    """A fault at one source. `lasts` tells whether the vendor still has some of it in store."""
+
+    at_seconds: float
+    source: str
+    name: str
+    what: str
+    begin: Callable[[], object]
+    lasts: Callable[[], bool]
 
 
 @dataclass(kw_only=True)
@@ -210,7 +222,7 @@ class Scene:
         urgent = max(1, self.scale.jobs[name] // 12)
         for number in range(self.scale.jobs[name]):
             if number < urgent:
-                left = timedelta(seconds=60 + 7 * number + self._random.uniform(0, 5))
+                left = timedelta(seconds=54 + 7 * number + self._random.uniform(0, 5))
             else:  # from five minutes up to all of it, every order of magnitude as likely as the next
                 left = timedelta(minutes=5) * (retention / timedelta(minutes=5)) ** self._random.uniform(0, 0.98)
             latest = min(self.scale.work_lasts, left.total_seconds() / 2)
@@ -241,7 +253,7 @@ class Scene:
                 abroad = number % 10 == 3
                 switches = sellercloud.SellercloudSwitches(body=form, disposition="extended" if abroad else "quoted")
                 job["filename"] = f"{'Lagerbestand Köln' if abroad else 'Inventory'} {number}.{content.kind}"
-                self.erp.add_job(content, switches=switches, fault=Fault(delay_seconds=0.7), **job)
+                self.erp.add_job(content, switches=switches, fault=Fault(delay_seconds=1.1), **job)
                 self._ends(ERP, ends_at)
         self._add_victim(now)
 
@@ -261,7 +273,7 @@ class Scene:
         self.victim = OutputId(ERP, str(job.id), str(job.id))
 
     def _fill_media(self, now: datetime) -> None:
-        self.media.standing["download"] = Fault(delay_seconds=0.5)
+        self.media.standing["download"] = Fault(delay_seconds=0.8)
         lasts = timedelta(seconds=20)
         for number, left, ends in self._plan(MEDIA, now, DAY):
             ends_at = ends or now - DAY + left
@@ -282,7 +294,7 @@ class Scene:
             self._ends(MEDIA, ends_at, len(files))
 
     def _fill_chain(self, now: datetime, name: str, chain: spaaza.Spaaza) -> None:
-        chain.standing["storage"] = Fault(delay_seconds=0.5)
+        chain.standing["storage"] = Fault(delay_seconds=0.8)
         indexes = itertools.cycle(spaaza.INDEX_WORDS)
         for number, left, ends in self._plan(name, now, HOUR):
             begins_at = now - timedelta(seconds=self._random.uniform(1, 600)) if ends else now - HOUR + left
@@ -310,36 +322,39 @@ class Scene:
                 form = next(forms)
                 content = self._content(f"bills {number}", next(kinds), 40 * KIB if form == "numbers" else 3 * MIB)
                 switches = crayon.CrayonSwitches(form=form)
-                self.bills.add_job(content, switches=switches, fault=Fault(delay_seconds=0.8), **item)
+                self.bills.add_job(content, switches=switches, fault=Fault(delay_seconds=1.1), **item)
                 self._ends(BILLS, ends_at)
 
     # --- the faults --------------------------------------------------------------------------------------------------
 
-    def faults(self) -> list[tuple[float, str, str, Callable[[], object]]]:
-        """Give the vendors' faults of the day: seconds from the beginning, what happens, its name, what to call."""
-        at, erp, media = self.scale.faults_at, self.erp, self.media
-        step = self.scale.work_lasts / 12
+    def faults(self) -> list[VendorFault]:
+        """Give the vendors' faults of the day, in their order."""
+        erp, media, shops, bills = self.erp, self.media, self.shops, self.bills
+        step = self.scale.work_lasts / 14
+        cut, bursts = Fault(delay_seconds=0.3, cut_fraction=0.5), (crayon.SERVER_FAULT, crayon.BAD_GATEWAY)
+        log_ins = 0
 
-        def cut() -> None:
-            erp.fail("download", Fault(delay_seconds=0.3, cut_fraction=0.5), times=3)
+        def age_links() -> None:
+            shops.switches.lapsed_links += 2
 
-        def throttle() -> None:
-            media.fail("*", api2convert.throttled("3"))
+        def revoke() -> None:
+            nonlocal log_ins
+            log_ins = len(erp.requests("token"))
+            erp.revoke_tokens()
 
-        return [
-            (at, f"{BILLS}: the vendor answers 500 and 502, six times", "500s and 502s", self._burst),
-            (at + step, f"{ERP}: the next three downloads break off half-way", "cut downloads", cut),
-            (at + 2 * step, f"{MEDIA}: 429, Retry-After: 3 seconds", "a throttle", throttle),
-            (at + 3 * step, f"{SHOPS}: the next two links have expired when used", "expired links", self._age_links),
-            (at + 4 * step, f"{ERP}: all log-in tokens are revoked", "revoked tokens", erp.revoke_tokens),
+        table: list[tuple[str, str, str, Callable[[], object], Callable[[], bool]]] = [
+            (BILLS, "500s and 502s", "500 and 502, six times", lambda: bills.fail("*", *bursts, times=3), bills.failing),
+            (ERP, "cut downloads", "three downloads break off", lambda: erp.fail("download", cut, times=3), erp.failing),
+            (MEDIA, "a throttle", "429, Retry-After: 3", lambda: media.fail("*", api2convert.throttled("3")), media.failing),
+            (SHOPS, "expired links", "two links expire too soon", age_links, lambda: shops.switches.lapsed_links > 0),
+            (ERP, "revoked tokens", "log-in tokens revoked", revoke, lambda: len(erp.requests("token")) == log_ins),
         ]
-
-    def _burst(self) -> None:
-        self.bills.fail("list", crayon.SERVER_FAULT, times=2)
-        self.bills.fail("download", crayon.BAD_GATEWAY, times=4)
-
-    def _age_links(self) -> None:
-        self.shops.switches.lapsed_links += 2
+        return [
+            VendorFault(
+                at_seconds=self.scale.faults_at + number * step, source=source, name=name, what=what, begin=begin, lasts=lasts
+            )
+            for number, (source, name, what, begin, lasts) in enumerate(table)
+        ]
 
 
 def _chain(name: str, chain: spaaza.Spaaza) -> Account:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
 
-from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -18,13 +16,13 @@ from worker.demo.server import MIB
 
 WIDTH = 80
 URGENT = 5
-_NEWS = 6
+_NEWS = 7
 _PLAIN_EVERY_SECONDS = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One source. `made`: files that the vendor has made so far; `bad`: lost or held."""
+    """One source. `made`: files that the vendor has made so far."""
 
     source: str
     vendor: str
@@ -33,7 +31,8 @@ class Row:
     claimed: int
     archived: int
     empty: int
-    bad: int
+    lost: int
+    held: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +47,7 @@ class Urgent:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """One moment of the play. `latest` is what was archived last."""
+    """One moment of the play. `latest` and `trouble` say what was archived last, and how it goes with what met trouble."""
 
     elapsed_seconds: float
     rows: tuple[Row, ...]
@@ -56,7 +55,8 @@ class View:
     expected: int
     sent_bytes: int
     bytes_per_second: float
-    latest: str = ""
+    latest: str
+    trouble: str
 
     @property
     def archived(self) -> int:
@@ -70,8 +70,11 @@ class Screen(Protocol):
     def show(self, view: View) -> None:
         """Show this moment."""
 
-    def tell(self, seconds: float, text: str, style: str = "") -> None:
-        """Say what just happened."""
+    def tell(self, seconds: float, topic: str, text: str, style: str = "") -> None:
+        """Say what just happened, or what became of it: the newest text of a topic stands for the others."""
+
+    def note(self, seconds: float, text: str) -> None:
+        """Say what only a reader of lines has time for."""
 
     def end(self) -> None:
         """Show nothing more."""
@@ -109,11 +112,16 @@ class PlainScreen:
         line = f"archived {view.archived} of {view.expected}, {owed} owed, {claimed} in work"
         if view.urgent:
             line += f"; next deadline in {span(view.urgent[0].left)}"
-        self.tell(view.elapsed_seconds, line)
+        self.note(view.elapsed_seconds, line)
 
-    def tell(self, seconds: float, text: str, style: str = "") -> None:
+    def tell(self, seconds: float, topic: str, text: str, style: str = "") -> None:
         """Print it."""
+        del topic
         self._console.print(Text(f"{seconds:4.0f} s  ").append(text, style), no_wrap=True, overflow="ellipsis")
+
+    def note(self, seconds: float, text: str) -> None:
+        """Print it as well."""
+        self.tell(seconds, "", text)
 
     def end(self) -> None:
         """Nothing is held open."""
@@ -123,7 +131,7 @@ class LiveScreen:
     """One picture, drawn anew four times a second."""
 
     def __init__(self, console: Console) -> None:
-        self._news: deque[Text] = deque(maxlen=_NEWS)
+        self._news: dict[str, tuple[float, Text]] = {}
         self._view: View | None = None
         self._live = Live(console=console, get_renderable=self._picture, auto_refresh=False, vertical_overflow="crop")
         self._live.start()
@@ -133,9 +141,13 @@ class LiveScreen:
         self._view = view
         self._live.refresh()
 
-    def tell(self, seconds: float, text: str, style: str = "") -> None:
-        """Add a line below the tables."""
-        self._news.append(Text(f"{seconds:4.0f} s  ", "dim").append(text, style))
+    def tell(self, seconds: float, topic: str, text: str, style: str = "") -> None:
+        """Set the topic's line, below the tables."""
+        begun, _ = self._news.get(topic, (seconds, None))
+        self._news[topic] = begun, Text(f"{begun:4.0f} s  ", "dim").append(text, style)
+
+    def note(self, seconds: float, text: str) -> None:
+        """Say nothing: the counts change before one's eyes."""
 
     def end(self) -> None:
         """Leave the last picture standing."""
@@ -146,11 +158,11 @@ class LiveScreen:
         view = self._view
         if view is None:
             return Text("")
-        parts: list[RenderableType] = [_head(view), _sources(view), Text(), _most_urgent(view), Text()]
-        for line in [*self._news, *([Text("       " + view.latest, "green")] if view.latest else [])]:
+        news = [line for _, line in self._news.values()][-_NEWS:]
+        below = [*news, Text(f"        {view.trouble}"), Text(f"        {view.latest}", "green")]
+        for line in below:
             line.truncate(WIDTH - 1, overflow="ellipsis")
-            parts.append(line)
-        return Group(*parts)
+        return Group(_head(view), _sources(view), _most_urgent(view), *below)
 
 
 def _head(view: View) -> RenderableType:
@@ -165,37 +177,41 @@ def _head(view: View) -> RenderableType:
     return grid
 
 
+def _table() -> Table:
+    return Table(box=None, pad_edge=False, width=WIDTH - 1, header_style="bold underline")
+
+
 def _sources(view: View) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, width=WIDTH - 1)
+    table = _table()
     table.add_column("source", no_wrap=True)
-    table.add_column("vendor", no_wrap=True, style="dim")
-    for column in ("made", "owed", "in work", "archived", "empty", "lost"):
+    table.add_column("vendor", no_wrap=True)
+    for column in ("made", "owed", "in work", "archived", "empty", "lost", "held"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in view.rows:
-        done = row.archived == row.made and not row.owed and not row.claimed
         table.add_row(
             row.source,
             row.vendor,
             str(row.made),
             str(row.owed),
             str(row.claimed),
-            Text(str(row.archived), "green" if done else ""),
+            Text(str(row.archived), "green" if row.archived == row.made else ""),
             str(row.empty),
-            Text(str(row.bad), "bold red" if row.bad else ""),
+            *(Text(str(count), "bold red" if count else "") for count in (row.lost, row.held)),
         )
     return table
 
 
-def _most_urgent(view: View) -> RenderableType:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, width=WIDTH - 1)
+def _most_urgent(view: View) -> Table:
+    table = _table()
     table.add_column("most urgent", no_wrap=True, overflow="ellipsis", ratio=1)
-    table.add_column("source", no_wrap=True, style="dim")
-    table.add_column("state", no_wrap=True)
+    table.add_column("source", no_wrap=True, width=14)
+    table.add_column("state", no_wrap=True, width=8)
     table.add_column("deleted in", justify="right", no_wrap=True, width=10)
-    for urgent in view.urgent[:URGENT]:
+    rows = view.urgent[:URGENT]
+    for urgent in rows:
         seconds = urgent.left.total_seconds()
         style = "bold red" if seconds < 60 else "yellow" if seconds < 900 else ""
         table.add_row(urgent.name, urgent.source, urgent.state, Text(span(urgent.left), style))
-    for _ in range(URGENT - len(view.urgent[:URGENT])):
-        table.add_row("", "", "", "")
+    for _ in range(URGENT - len(rows)):
+        table.add_row("", "", "", "")  # so that nothing jumps
     return table

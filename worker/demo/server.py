@@ -567,6 +567,11 @@ class Vendor:
         with self.lock:
             self._once[route].extend(fault for fault in faults for _ in range(times))
 
+    def failing(self) -> bool:
+        """Tell whether some of what `fail` ordered is still to come."""
+        with self.lock:
+            return any(self._once.values())
+
     def requests(self, route: str | None = None) -> list[Entry]:
         """Give the log so far, of one route or of all."""
         with self.lock:

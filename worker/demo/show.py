@@ -21,7 +21,7 @@ from rich.text import Text
 
 from worker.demo.compare import Comparison, compare
 from worker.demo.embedded import Child
-from worker.demo.scene import FULL, SMALL, Scene
+from worker.demo.scene import FULL, SMALL, Scene, VendorFault
 from worker.demo.screen import URGENT, WIDTH, Row, Urgent, View, open_screen, span
 from worker.demo.server import MIB, Truth
 from worker.demo.stage import BUCKET, PREFIX, WORKERS, Interrupt, Stage
@@ -32,6 +32,7 @@ from worker.model import OutputId, OutputState
 _LOOK_EVERY_SECONDS = 0.25
 _RATE_OVER_SECONDS = 3.0
 _RESTART_AFTER_SECONDS = 2.0  # as a supervisor would
+_CALM_SECONDS = 1.0  # what a fault does shows a little after it
 _LAST_LINES = 4
 _FAULT, _GOOD, _BAD = "yellow", "green", "bold red"
 _VENDORS = {"sellercloud": "Sellercloud", "api2convert": "API2Convert", "spaaza": "Spaaza", "crayon": "Crayon"}
@@ -114,6 +115,7 @@ class _Show:
         self._open: list[Record] = []
         self._sent: deque[tuple[float, int]] = deque()
         self._troubled: set[str] = set()
+        self._recovered = 0
         self._names: dict[str, str] = {}  # of outputs, for people
         self._latest = ""
         self._survived: list[str] = []
@@ -149,37 +151,45 @@ class _Show:
         scene, scale = self._scene, self._scene.scale
         now = scene.now()
         waiting = sum(account.made(now) for account in scene.accounts.values())
-        self._tell(f"{waiting} files wait at the vendors, {scene.expected - waiting} more are made while we watch")
-        acts = [self._faults(), self._kill(), self._flush()]
+        self._tell("begin", f"{waiting} files wait at the vendors, {scene.expected - waiting} more are made while we watch")
+        acts = [*map(self._fault, scene.faults()), self._kill(), self._flush()]
         while True:
             acts = [act for act in acts if next(act, None) is not None]
             self._look()
             self._news()
             self._screen.show(self._view())
             if not acts and scene.ends_at < scene.now() and self._all_archived():
-                self._tell(f"all {scene.expected} outputs are archived", _GOOD)
+                self._tell("end", f"all {scene.expected} outputs are archived", _GOOD)
                 self._screen.show(self._view())
                 return True
             if self._elapsed > scale.limit_seconds:
-                self._tell("time is up before everything was archived", _BAD)
+                self._tell("end", "time is up before everything was archived", _BAD)
                 return False
             self._interrupt.pause(_LOOK_EVERY_SECONDS)
 
-    def _tell(self, text: str, style: str = "") -> None:
-        self._screen.tell(self._elapsed, text, style)
+    def _tell(self, topic: str, text: str, style: str = "") -> None:
+        self._screen.tell(self._elapsed, topic, text, style)
 
     def _all_archived(self) -> bool:
         archived = sum(status.archived for status in self._statuses.values())
         return archived == self._scene.expected and not self._open
 
-    def _faults(self) -> Iterator[bool]:
-        """The vendors' faults, each at its time. Like the other acts, a generator that is asked again and again."""
-        for at, what, name, begin in self._scene.faults():
-            while self._elapsed < at:
-                yield True
-            begin()
-            self._tell(what, _FAULT)
-            self._survived.append(name)
+    def _fault(self, fault: VendorFault) -> Iterator[bool]:
+        """A fault at a vendor, at its time. Like the other acts, a generator that is asked again and again."""
+        while self._elapsed < fault.at_seconds:
+            yield True
+        fault.begin()
+        at, what = self._elapsed, f"{fault.source}: {fault.what}"
+        self._tell(fault.name, what, _FAULT)
+        self._survived.append(fault.name)
+        calm_at: float | None = None
+        while calm_at is None or self._elapsed - calm_at < _CALM_SECONDS:
+            yield True
+            if fault.lasts() or any(output.startswith(f"{fault.source}/") for output in self._troubled):
+                calm_at = None
+            else:
+                calm_at = calm_at or self._elapsed
+        self._tell(fault.name, f"{what}: made good {calm_at - at:.0f} s later", _GOOD)
 
     def _kill(self) -> Iterator[bool]:
         """Kill the worker that is in the middle of the large file, and see who takes over."""
@@ -191,8 +201,8 @@ class _Show:
         worker, record = found
         holding = sum(other.worker == record.worker for other in self._open)
         worker.kill()
-        at, name = self._elapsed, record.output.filename or str(record.output.id)
-        self._tell(f"kill -9 {worker.name}, in the middle of {name}; {holding} outputs were in its hands", _FAULT)
+        at, what = self._elapsed, f"kill -9 {worker.name} amid {_name(record)}"
+        self._tell("kill", f"{what}, with {holding} outputs in its hands", _FAULT)
         self._survived.append("a worker killed in mid download")
         restarted = False
         while True:
@@ -200,13 +210,13 @@ class _Show:
             if not restarted and self._elapsed > at + _RESTART_AFTER_SECONDS:
                 worker.start()
                 restarted = True
-                self._tell(f"{worker.name} is started again, as a supervisor would")
+                self._screen.note(self._elapsed, f"{worker.name} is started again, as a supervisor would")
             taker = next((open_.worker for open_ in self._open if open_.output.id == victim), None)
             if restarted and taker != record.worker:
                 break
         process = self._stage.worker_of(taker)
         by = f" by {process.name}" if process else ""
-        self._tell(f"{name} was taken over{by} {self._elapsed - at:.0f} s after the kill", _GOOD)
+        self._tell("kill", f"{what}: taken over{by} {self._elapsed - at:.0f} s later", _GOOD)
 
     def _mid_download(self, output: OutputId | None) -> tuple[Child, Record] | None:
         """Find who is in the middle of downloading `output`: between a tenth and nine tenths of it."""
@@ -226,12 +236,13 @@ class _Show:
         before = sum(status.archived for status in self._statuses.values())
         self._stage.flush_redis()
         at = self._elapsed
-        self._tell("FLUSHALL: Redis has forgotten everything", _FAULT)
+        what = f"FLUSHALL of Redis, {len(self._open)} outputs owed"
+        self._tell("flush", what, _FAULT)
         self._survived.append("a FLUSHALL of Redis")
         yield True
         while sum(status.archived for status in self._statuses.values()) < before:
             yield True
-        self._tell(f"known again after {self._elapsed - at:.0f} s, from the bucket and the vendors alone", _GOOD)
+        self._tell("flush", f"{what}: all known again {self._elapsed - at:.0f} s later", _GOOD)
 
     # --- looking -----------------------------------------------------------------------------------------------------
 
@@ -269,7 +280,8 @@ class _Show:
                     claimed=status.claimed,
                     archived=status.archived,
                     empty=status.empty,
-                    bad=status.lost + status.held,
+                    lost=status.lost,
+                    held=status.held,
                 )
                 for account in self._scene.accounts.values()
                 if (status := self._statuses.get(account.name))
@@ -287,6 +299,7 @@ class _Show:
             sent_bytes=sent,
             bytes_per_second=(sent - before) / (seconds - since) if seconds > since else 0.0,
             latest=self._latest,
+            trouble=self._trouble(),
         )
 
     def _news(self) -> None:
@@ -301,19 +314,26 @@ class _Show:
                     self._latest = f"archived {source}: {name}, {int(event.get('size', 0)):,} bytes"
                     if output in self._troubled:
                         self._troubled.discard(output)
+                        self._recovered += 1
                         recovered.append(f"{source}: {name}")
                 case "owed again":
                     self._troubled.add(output)
                     again[source, _gist(event.get("error", ""))] += 1
                 case "lost" | "held" | "paused" as what:
-                    self._tell(f"{what}: {output or event.get('source')}: {event.get('error') or event.get('why')}", _BAD)
+                    why = event.get("error") or event.get("reason") or event.get("why")
+                    self._tell(output, f"{what}: {output or event.get('source')}: {why}", _BAD)
                 case _:
                     pass
         for (source, error), count in again.items():
-            self._tell(f"{source}: {error}; {'this one is' if count == 1 else f'these {count} are'} tried again")
+            outputs = "1 output" if count == 1 else f"{count} outputs"
+            self._screen.note(self._elapsed, f"{source}: {outputs} tried again: {error}")
         if recovered:
             others = f" and {len(recovered) - 1} more" if len(recovered) > 1 else ""
-            self._tell(f"archived after trouble: {recovered[0]}{others}", _GOOD)
+            self._screen.note(self._elapsed, f"archived after trouble: {recovered[0]}{others}")
+
+    def _trouble(self) -> str:
+        met = self._recovered + len(self._troubled)
+        return f"{met} outputs met trouble, {self._recovered} of them are archived since" if met else ""
 
     # --- the proof ---------------------------------------------------------------------------------------------------
 
@@ -338,6 +358,9 @@ class _Show:
             say(Text(f"        {problem}"), soft_wrap=True)
         good = all(ok for ok, _ in checks)
         say(f"\nSurvived: {', '.join(self._survived)}.")
+        gone = sum(truth.gone for truth in scene.truths().values())
+        if gone:
+            say(f"{gone} of the files are deleted at their vendors by now; only the bucket has them still.")
         if good:
             say(f"[bold green]{found.files} outputs in {seconds:.0f} s, nothing lost.[/]")
         else:
@@ -358,10 +381,8 @@ class _Show:
         broken = sum(truth.partial_downloads for truth in truths.values())
         twice = sum(max(0, truth.full_downloads - 1) for truth in truths.values())
         yield twice <= WORKERS * 8, f"{whole} whole downloads for {len(truths)} outputs, {broken} more that broke off"
-        gone = sum(truth.gone for truth in truths.values())
         if found.least_left is not None:
-            text = f"{gone} are deleted at their vendors by now; the closest call had {span(found.least_left)} left"
-            yield found.least_left > timedelta(0), text
+            yield found.least_left > timedelta(0), f"the closest call had {span(found.least_left)} left to its deadline"
 
     def _checks_of_processes(self) -> Iterator[tuple[bool, str]]:
         ended = [process.name for process in self._stage.processes if not process.running]
