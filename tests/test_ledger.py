@@ -960,7 +960,7 @@ def test_an_unknown_source_has_an_empty_status(ledger: Ledger) -> None:
     assert (status.last_poll_at, status.last_poll_result, status.paused_until) == (None, None, None)
 
 
-def test_counters_workers_beats_and_alerts(ledger: Ledger, open_ledger: Callable[..., Ledger], clock: Clock) -> None:
+def test_counters_workers_and_beats(ledger: Ledger, open_ledger: Callable[..., Ledger], clock: Clock) -> None:
     ledger.count("downloads", "acme|ok")
     ledger.count("downloads", "acme|ok")
     assert ledger.counters()["downloads"] == {"acme|ok": 2}
@@ -976,10 +976,52 @@ def test_counters_workers_beats_and_alerts(ledger: Ledger, open_ledger: Callable
     assert ledger.workers() == ["w2"]
     other.sign_off()
     assert ledger.workers() == []
-    ledger.alert("lost", "one output was lost")
-    ledger.alert("lost", "one output was lost")
-    ledger.alert("held", "one output is held")
-    assert ledger.take_alerts() == ["one output was lost", "one output is held"]
+
+
+def test_people_are_told_of_each_trouble_once_and_when_it_is_over(ledger: Ledger, clock: Clock) -> None:
+    ledger.owe(output("a", hours=1), recheck=False)
+    ledger.owe(output("b", hours=100), recheck=False)
+
+    def told() -> list[tuple[str, str, str]]:
+        return [(str(one.output), one.trouble, one.before) for one in ledger.tell(["acme"], timedelta(minutes=15))]
+
+    assert told() == []
+    clock.wait(46 * 60)
+    assert told() == [("acme/a/a", "at risk", "")]
+    assert told() == []
+    clock.wait(15 * 60)
+    assert told() == [("acme/a/a", "overdue", "at risk")]
+    held = claim(ledger)
+    ledger.hold(held.output.id, held.fence, "too large")
+    assert told() == [("acme/a/a", "held", "overdue")]
+    ledger.retry(held.output.id)
+    assert told() == [("acme/a/a", "overdue", "held")]
+    again = claim(ledger)
+    ledger.archived(again.output.id, "k", 1, unproven=False)
+    assert told() == [("acme/a/a", "", "overdue")]
+    assert told() == []
+
+
+def test_nobody_is_woken_for_an_output_that_was_found_a_moment_ago(ledger: Ledger, clock: Clock) -> None:
+    ledger.owe(output("short", hours=0.02), recheck=False)
+    assert ledger.tell(["acme"], timedelta(minutes=15)) == []
+    clock.wait(31)
+    assert [one.trouble for one in ledger.tell(["acme"], timedelta(minutes=15))] == ["at risk"]
+
+
+def test_an_acknowledged_loss_is_told_no_more(ledger: Ledger) -> None:
+    owe(ledger, "a")
+    gone = claim(ledger)
+    ledger.lose(gone.output.id, gone.fence, "gone", "the vendor deleted it")
+    assert [one.trouble for one in ledger.tell(["acme"], timedelta(minutes=15))] == ["lost"]
+    ledger.acknowledge(gone.output.id, "known")
+    assert [one.trouble for one in ledger.tell(["acme"], timedelta(minutes=15))] == [""]
+
+
+def test_alerts_wait_in_order_and_the_oldest_give_way(ledger: Ledger) -> None:
+    for number in range(205):
+        ledger.queue_alert(str(number))
+    assert ledger.take_alerts() == [str(number) for number in range(5, 205)]
     assert ledger.take_alerts() == []
 
 

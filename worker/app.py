@@ -25,16 +25,16 @@ from worker.daemon import Daemon, open_daemon
 from worker.discover import discover, may_call
 from worker.errors import LastcallError, LedgerUnavailableError
 from worker.ledger import Ledger
-from worker.recovery import open_epoch
+from worker.recovery import open_epoch, sweep
 from worker.settings import Settings
 
 log = structlog.get_logger()
 
 COLLECT, POLL, TICK = "lastcall.collect", "lastcall.poll", "lastcall.tick"
 _LONGEST_TICK_SECONDS = 2.0
+_ALERTS_EVERY = timedelta(seconds=10)
 _STOP_SECONDS = 28  # of the 30 that a warm stop may take
-_SWEEP_EVERY = timedelta(hours=1)
-_UPLOADS_OLDER_THAN = timedelta(days=2)  # no transfer lasts that long; takeovers abort theirs at once
+_SWEEP_EVERY = timedelta(minutes=10)
 
 
 def tick_seconds(settings: Settings) -> float:
@@ -162,10 +162,10 @@ def tick() -> str:
         if daemon.ledger.once(f"poll:{source}", min(every / 2, timedelta(seconds=10))):
             _send(poll, source, queue=POLL, expires=max(10.0, every.total_seconds()))
     sent = wake(daemon)
-    if waiting := daemon.ledger.take_alerts():
-        alerts.send(daemon.settings.alerts, waiting)
+    if daemon.ledger.once("alerts", _ALERTS_EVERY):
+        tell_people(daemon)
     if daemon.ledger.once("sweep", _SWEEP_EVERY):
-        daemon.archive.sweep_uploads(_UPLOADS_OLDER_THAN)
+        sweep(daemon)
     return f"{len(due)} polls due, {sent} wake-ups sent"
 
 
@@ -198,6 +198,16 @@ def collect_one() -> str:
         return "nothing to collect"
     wake(daemon)
     return outcome
+
+
+def tell_people(daemon: Daemon) -> None:
+    """Send what people were not told yet, as one message; what nobody took is queued again."""
+    for text in alerts.digest(daemon.ledger.tell(daemon.sources, daemon.settings.worker.at_risk)):
+        daemon.ledger.queue_alert(text)
+    waiting = daemon.ledger.take_alerts()
+    if waiting and not alerts.send(daemon.settings.alerts, waiting):
+        for text in waiting:
+            daemon.ledger.queue_alert(text)
 
 
 def wake(daemon: Daemon) -> int:

@@ -12,6 +12,7 @@
 -- lastcall:count:{source}     number of receipts
 -- lastcall:counting:{source}  number of the last count of the receipts: only what that count has not seen is added to it
 -- lastcall:recovered          set    sources of which the bucket was read back; lastcall:recount: whose count is in doubt
+-- lastcall:told:{source}       hash   output -> the trouble that people were told of
 -- lastcall:polling:{source}   token of the listing that goes on; lastcall:polled:{source} lives as long as none may begin
 --
 -- Fields of an output: st state, dl deadline, doc its document (opaque), cr created, rd ready at (archived_at - rd is the
@@ -203,7 +204,7 @@ function commands.known_lost(id, dl, doc, ready, reason, acknowledged)
   if st and st ~= 'owed' then return 0 end
   if not st then create(id, dl, doc, ready) end
   call('HSET', rec(id), 'rs', reason, 'er', 'lost: ' .. reason)
-  if acknowledged ~= '' then call('HSET', rec(id), 'ak', acknowledged) end
+  if acknowledged ~= '' then call('HSET', rec(id), 'ak', acknowledged) else call('HSET', key('told', id), id, 'lost') end
   move(id, 'lost')
   return 1
 end
@@ -505,6 +506,47 @@ function commands.hush(source, until_, why)
   call('HSET', k, 'until', until_, 'why', why)
   call('PEXPIRE', k, math.ceil((tonumber(until_) - now) * 1000))
   return 1
+end
+
+-- What people are told of an output: lost, held, overdue, at risk; nil when it is well. One that was found a moment ago gets
+-- its first try before anybody is woken.
+local function trouble(id, at_risk)
+  local st, dl, cr, ak = unpack(call('HMGET', rec(id), 'st', 'dl', 'cr', 'ak'))
+  if st == 'lost' then return not ak and 'lost' or nil end
+  if st == 'held' then return 'held' end
+  if st ~= 'owed' and st ~= 'claimed' then return nil end
+  local left, life = tonumber(dl) - now, tonumber(dl) - tonumber(cr)
+  if left > at_risk or now - tonumber(cr) < math.max(0, math.min(30, life / 2)) then return nil end
+  return left <= 0 and 'overdue' or 'at risk'
+end
+
+-- tell AT_RISK SOURCE…: what people were not told yet, each once: {id, trouble or '' for well again, what they were told before}.
+function commands.tell(at_risk, ...)
+  local changes = {}
+  at_risk = tonumber(at_risk)
+  for _, source in ipairs({ ... }) do
+    local told, seen = P .. 'told:' .. source, {}
+    local function look(ids)
+      for _, id in ipairs(ids) do
+        if not seen[id] then
+          seen[id] = true
+          local is, was = trouble(id, at_risk), call('HGET', told, id) or ''
+          if is and is ~= was then
+            call('HSET', told, id, is)
+            changes[#changes + 1] = { id, is, was }
+          elseif was ~= '' and not is then
+            call('HDEL', told, id)
+            changes[#changes + 1] = { id, '', was }
+          end
+        end
+      end
+    end
+    look(call('HKEYS', told))
+    look(call('ZRANGE', P .. 'lost:' .. source, 0, 999))
+    look(call('ZRANGE', P .. 'held:' .. source, 0, 999))
+    look(call('ZRANGEBYSCORE', P .. 'open:' .. source, '-inf', num(now + at_risk), 'LIMIT', 0, 1000))
+  end
+  return changes
 end
 
 return commands[command](unpack(a))

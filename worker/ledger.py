@@ -36,6 +36,7 @@ _CALL_MAY_WAIT_SECONDS = 30.0
 _LOG_IN_TURN_MS = 60_000
 _SENTINEL_PORT = 26379
 _WORKER_ALIVE_SECONDS = 15.0
+_MOST_ALERTS = 200
 _ALL = "*"  # the pause of everything: the bucket refuses us
 
 
@@ -90,6 +91,16 @@ class Record:
             "reason": self.reason,
             "acknowledged": self.acknowledged,
         }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What people should be told of one output. `trouble`: ``lost held overdue "at risk"``, or ``""``: it is well again."""
+
+    output: OutputId
+    trouble: str
+    before: str
+    record: Record | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,6 +244,12 @@ class Ledger:
     def open_epoch(self, epoch: str, delay: timedelta) -> bool:
         """Let claims begin `delay` from now. After a loss that is one lease, so that workers can assert what they hold."""
         return bool(self._run("open", epoch, delay.total_seconds()))
+
+    def claims_given(self) -> bool:
+        """Whether claims are given now: not before a new ledger was opened, and not in the lease that follows a loss."""
+        with _edge():
+            open_at = _instant(self._redis.hget(f"{PREFIX}epoch", "open_at"))
+        return open_at is not None and open_at <= self.now()
 
     def clear(self) -> None:
         """Drop everything that is lastcall's own, as FLUSHALL would (for ``rebuild``)."""
@@ -523,16 +540,24 @@ class Ledger:
         with _edge():
             return bool(self._redis.set(f"{PREFIX}once:{name}", "1", nx=True, px=int(life.total_seconds() * 1000)))
 
-    def alert(self, name: str, text: str, *, again_after: timedelta = timedelta(days=1)) -> None:
-        """Queue an alert for the next digest; `name` says what it is about, and is not alerted again before `again_after`."""
-        if self.once(f"alert:{name}", again_after):
-            with _edge():
-                self._redis.rpush(f"{PREFIX}alerts", text)
+    def tell(self, sources: Iterable[str], at_risk: timedelta) -> list[Change]:
+        """Give what people were not told yet: outputs that became lost, held, overdue or at risk, or well again. Each once."""
+        found = self._run("tell", at_risk.total_seconds(), *sources)
+        changes = [tuple(part.decode() for part in change) for change in found]
+        records = {identity: self.record(OutputId.parse(identity)) for identity, _, _ in changes}
+        return [Change(output=OutputId.parse(one), trouble=now, before=was, record=records[one]) for one, now, was in changes]
+
+    def queue_alert(self, text: str) -> None:
+        """Queue an alert for the next message to people."""
+        with _edge(), self._redis.pipeline() as pipe:
+            pipe.rpush(f"{PREFIX}alerts", text)
+            pipe.ltrim(f"{PREFIX}alerts", -_MOST_ALERTS, -1)
+            pipe.execute()
 
     def take_alerts(self) -> list[str]:
         """Take all queued alerts."""
         with _edge():
-            return [text.decode() for text in self._redis.lpop(f"{PREFIX}alerts", 1000) or []]
+            return [text.decode() for text in self._redis.lpop(f"{PREFIX}alerts", _MOST_ALERTS) or []]
 
     # --- reading -----------------------------------------------------------------------------------------------------
 

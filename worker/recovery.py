@@ -11,9 +11,11 @@ from datetime import timedelta
 import structlog
 
 from worker.daemon import Daemon
-from worker.model import JsonObject, Output, OutputId, parse_timestamp, timestamp
+from worker.model import JsonObject, Output, OutputId, OutputState, parse_timestamp, timestamp
 
 log = structlog.get_logger()
+
+_UPLOADS_OLDER_THAN = timedelta(days=1)
 
 
 def open_epoch(daemon: Daemon) -> bool:
@@ -60,6 +62,17 @@ def _recover_watches(daemon: Daemon, source: str) -> None:
     for event in daemon.archive.events("watch", source):
         if event.identity not in ended or ended[event.identity] < event.at:
             daemon.ledger.watch(source, event.identity[1])
+
+
+def sweep(daemon: Daemon) -> None:
+    """Abort the uploads that dead workers left unfinished. Takeovers abort theirs at once; this finds the rest.
+
+    Only while claims are given: right after a loss of the ledger it does not know yet who holds what.
+    """
+    if daemon.ledger.claims_given():
+        daemon.archive.sweep_uploads(
+            _UPLOADS_OLDER_THAN, lambda output: daemon.ledger.states([output])[output] is OutputState.CLAIMED
+        )
 
 
 def loss_document(output: Output, reason: str, error: str) -> JsonObject:

@@ -10,7 +10,10 @@ import structlog
 from worker.daemon import Daemon
 from worker.errors import (
     ArchiveRefusedError,
+    ArchiveUnavailableError,
+    DecodeError,
     HeldError,
+    IncompleteBodyError,
     LastcallError,
     LeaseLostError,
     LedgerUnavailableError,
@@ -18,6 +21,7 @@ from worker.errors import (
     NotReadyError,
     OutputGoneError,
     StoppedError,
+    TooSlowError,
     TryLaterError,
 )
 from worker.keeper import Held
@@ -27,6 +31,7 @@ from worker.recovery import loss_document
 
 log = structlog.get_logger()
 
+_BYTES_WERE_OFFERED = (IncompleteBodyError, DecodeError, TooSlowError, ArchiveUnavailableError)
 _FIRST_PAUSE = timedelta(minutes=15)
 _LONGEST_PAUSE = timedelta(hours=6)
 
@@ -45,13 +50,15 @@ def settle(daemon: Daemon, claim: Claim, lease: Held, exc: LastcallError) -> str
         return "given back: the process is stopping"
     if claim.probe:
         ledger.again(output.id, lease.fence, ledger.now(), str(exc))
-        return f"still lost: {exc}"
+        if not isinstance(exc, _BYTES_WERE_OFFERED):
+            return f"still lost: {exc}"
+        ledger.retry(output.id)
+        return f"offered again: {exc}"
     if isinstance(exc, OutputGoneError):
         return _gone(daemon, claim, lease, exc)
     if isinstance(exc, HeldError):
         if ledger.hold(output.id, lease.fence, str(exc)):
             log.warning("held", reason=str(exc))
-            ledger.alert(f"held:{output.id}", f"{output.id} is held: {exc} (deadline {timestamp(output.deadline)})")
         return f"held: {exc}"
     pause_if_refused(daemon, output.id.source, exc)
     if isinstance(exc, NotReadyError):
@@ -79,7 +86,6 @@ def _gone(daemon: Daemon, claim: Claim, lease: Held, exc: OutputGoneError) -> st
         return again(daemon, claim, lease, f"lost, but the bucket cannot be told: {trouble}", None)
     if ledger.lose(output.id, lease.fence, exc.reason, str(exc)):
         log.error("lost", reason=exc.reason, error=str(exc))
-        ledger.alert(f"lost:{output.id}:{ledger.now()}", f"{output.id} is lost ({exc.reason}): {exc}")
     return f"lost ({exc.reason}): {exc}"
 
 
@@ -119,4 +125,4 @@ def _pause(daemon: Daemon, source: str | None, why: str, fingerprint: str) -> No
     if daemon.ledger.pause(source, now + delay, why, times=times, fingerprint=fingerprint):
         what = f"source {source}" if source else "everything"
         log.error("paused", source=source, why=why, until=timestamp(now + delay))
-        daemon.ledger.alert(f"paused:{source}", f"{what} is paused: {why}", again_after=timedelta(minutes=1))
+        daemon.ledger.queue_alert(f"{what} is paused until {timestamp(now + delay)}: {why}")

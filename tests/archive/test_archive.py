@@ -239,8 +239,9 @@ def test_sweep_takes_old_uploads_of_ours_alone(world):
         world.client.create_multipart_upload(Bucket=world.settings.bucket, Key=key)
     archive = world.archive()
     if world.verifies:  # the embedded S3 says of every upload that it began in 2010
-        assert archive.sweep_uploads(timedelta(hours=1)) == 0
-    assert archive.sweep_uploads(timedelta(seconds=-5)) == 1
+        assert archive.sweep_uploads(timedelta(hours=1), lambda _: False) == 0
+    assert archive.sweep_uploads(timedelta(seconds=-5), lambda output: output == OutputId("acme", "1", "1")) == 0
+    assert archive.sweep_uploads(timedelta(seconds=-5), lambda _: False) == 1
     assert sorted(world.unfinished()) == sorted(set(keys) - {ours})
 
 

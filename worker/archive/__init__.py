@@ -92,17 +92,21 @@ class Archive:
         """Abort every unfinished multipart upload of `output`; gives how many. For the holder of its lease alone: whoever
         began them is dead, or no longer holds it.
         """
-        return self._abort_uploads(self._layout.folder(output), datetime.max.replace(tzinfo=UTC))
+        return self._abort_uploads(self._layout.folder(output), lambda _, __: True)
 
-    def sweep_uploads(self, older_than: timedelta) -> int:
-        """Abort our own unfinished multipart uploads (under our prefix only) begun longer ago than that; gives how many."""
-        return self._abort_uploads(self._layout.root, datetime.now(UTC) - older_than)
+    def sweep_uploads(self, older_than: timedelta, in_use: Callable[[OutputId], bool]) -> int:
+        """Abort our own unfinished multipart uploads begun longer ago than that, unless somebody holds their output (some
+        services say of every upload that it began long ago). Gives how many. Nothing that is not ours is touched.
+        """
+        before = datetime.now(UTC) - older_than
+        return self._abort_uploads(self._layout.root, lambda output, began: began < before and not in_use(output))
 
-    def _abort_uploads(self, prefix: str, before: datetime) -> int:
+    def _abort_uploads(self, prefix: str, condemned: Callable[[OutputId, datetime], bool]) -> int:
         aborted = 0
         for page in self._bucket.pages("list_multipart_uploads", Prefix=prefix):
             for upload in page.get("Uploads", ()):
-                if self._layout.may_be_ours(upload["Key"]) and upload["Initiated"] < before:
+                output = self._layout.output_of(upload["Key"])
+                if output is not None and condemned(output, upload["Initiated"]):
                     with suppress(VanishedError):
                         self._bucket.call("abort_multipart_upload", Key=upload["Key"], UploadId=upload["UploadId"])
                         aborted += 1

@@ -15,7 +15,7 @@ KEY_BYTES = 1_024
 _NAME_BYTES = 255  # one segment; file systems take no more, and neither do some services
 _LEAST_NAME_BYTES = 16
 _STAMP = "%Y%m%dT%H%M%S.%fZ"  # sorts by time
-_UPLOAD = re.compile(r"[a-z0-9][a-z0-9-]{0,62}/\d{4}/\d\d/\d\d/[^/]+/[^/]+/[^/]+|_state/check/[^/]+")
+_OBJECT = re.compile(r"([a-z0-9][a-z0-9-]{0,62})/\d{4}/\d\d/\d\d/([^/]+)/([^/]+)/[^/]+")
 
 
 class Layout:
@@ -73,9 +73,10 @@ class Layout:
             return None
         return tuple(unquote(part) for part in identity), at
 
-    def may_be_ours(self, key: str) -> bool:
-        """Whether an unfinished upload at `key` can be one of ours."""
-        return key.startswith(self.root) and _UPLOAD.fullmatch(key.removeprefix(self.root)) is not None
+    def output_of(self, key: str) -> OutputId | None:
+        """Give the output whose object would stand at `key`, None where none of ours can stand there."""
+        match = _OBJECT.fullmatch(key.removeprefix(self.root)) if key.startswith(self.root) else None
+        return OutputId(*(unquote(part) for part in match.groups())) if match else None
 
 
 def stamp(at: datetime) -> str:
