@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
+import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
 import redis
+import s3proxy
 
 from worker import settings as configuration
 from worker.daemon import Daemon, open_daemon
 from worker.demo.api2convert import Api2convert, OutputFile
 from worker.demo.crayon import Crayon
-from worker.demo.embedded import free_port, wait_until
+from worker.demo.embedded import RedisServer, S3Server, free_port, wait_until
 from worker.demo.sellercloud import Sellercloud
-from worker.demo.server import Content, Truth, Vendor
+from worker.demo.server import FAULTLESS, Content, Fault, Truth, Vendor
 from worker.demo.spaaza import Spaaza
+from worker.ledger import Ledger
+from worker.model import OutputId
 from worker.recovery import open_epoch
 from worker.settings import Settings
 
@@ -140,6 +148,11 @@ class World:
     def _env(self, more: dict[str, str]) -> dict[str, str]:
         return {**os.environ, "LASTCALL_CONFIG": str(self.config), "COLUMNS": "80", **more}
 
+    def kill(self, process: subprocess.Popen[bytes]) -> None:
+        """End it as a power cut would: kill -9."""
+        process.kill()
+        process.wait()
+
     def json(self, *arguments: str, code: int = 0) -> Any:
         """Run one reading command and give its document."""
         done = self.run(*arguments, "--json")
@@ -151,8 +164,8 @@ class World:
 
     def close(self) -> None:
         for process in self._processes:
-            process.kill()
-            process.wait()
+            process.send_signal(signal.SIGCONT)
+            self.kill(process)
         for daemon in self._daemons:
             daemon.keeper.end()
         for vendor in self.vendors.values():
@@ -240,3 +253,181 @@ def fill() -> Callable[[World], None]:
             )
 
     return fill
+
+
+# --- bad weather -----------------------------------------------------------------------------------------------------
+
+
+class Stage(World):
+    """A world of its own: a Redis that may be killed, and an S3 behind a proxy that may misbehave.
+
+    Nobody but one worker and one beat runs at first; `more` starts further workers.
+    """
+
+    def __init__(self, folder: Path, server: RedisServer, s3_url: str, bucket: str, proxy: s3proxy.Proxy) -> None:
+        super().__init__(folder, server.url, s3_url, bucket)
+        self.redis, self.proxy = server, proxy
+        self.tables["archive"]["endpoint_url"] = proxy.url
+        self.tables["worker"] = {"lease": f"{LEASE_SECONDS}s", "concurrency": 12}
+
+    @property
+    def ledger(self) -> Ledger:
+        """Look into the ledger, without being a worker."""
+        return Ledger(self.redis_url, lease=self.settings.worker.lease, worker="test")
+
+    def workers(self, number: int) -> list[subprocess.Popen[bytes]]:
+        """Start so many workers, and return when all that run are alive."""
+        alive = len(self.ledger.workers())
+        started = [self.start("worker") for _ in range(number)]
+        wait_until(lambda: len(self.ledger.workers()) >= alive + number, 30, "workers to be alive")
+        return started
+
+    def unfinished(self) -> list[str]:
+        """List the multipart uploads that nobody finished."""
+        return [upload["Key"] for upload in self.s3.list_multipart_uploads(Bucket=self.bucket).get("Uploads", [])]
+
+    def spent(self, job_id: str) -> int:
+        """Count the ``spent`` events of a conversion job."""
+        listing = self.s3.list_objects_v2(Bucket=self.bucket, Prefix=f"archive/_state/spent/api2convert/{job_id}/")
+        return len(listing.get("Contents", ()))
+
+    def requested(self) -> dict[str, int]:
+        """Give how often each output was asked for, whole or in part."""
+        return {output: truth.full_downloads + truth.partial_downloads for output, truth in self.truth().items()}
+
+    def assert_counts(self) -> None:
+        """Assert that the ledger, its count of receipts, the audit and the bucket say the same, and that nobody crashed."""
+
+        def settled() -> bool:
+            self.status = self.json("status")
+            return bool(self.status["totals"]["archived"] == len(self.truth()) and not self.status["totals"]["claimed"])
+
+        wait_until(settled, 15, "the ledger to know of every receipt")
+        for name, row in self.status["sources"].items():
+            receipts = [output for output in self.receipts() if output.startswith(f"{name}/")]
+            assert row["archived"] == len(receipts), name
+            assert row["owed"] == row["claimed"] == row["held"] == row["lost"] == 0, name
+        assert self.json("audit")["ok"]
+        assert "Traceback" not in self.logs()
+
+
+LEASE_SECONDS = 2
+
+
+@contextmanager
+def _stage(folder: Path, s3: S3Server, *, durable: bool) -> Iterator[Stage]:
+    bucket = f"stage-{uuid.uuid4().hex[:12]}"
+    s3.create_bucket(bucket)
+    with RedisServer(folder / "redis", durable=durable) as server, s3proxy.running(s3.url) as proxy:
+        made = Stage(folder, server, s3.url, bucket, proxy)
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+@pytest.fixture
+def stage(request: pytest.FixtureRequest, tmp_path: Path, _redis_here: None, _shared_s3: S3Server) -> Iterator[Stage]:
+    """Give a stage of this test's own; `durable` as an indirect parameter makes its Redis keep what it was told."""
+    with _stage(tmp_path, _shared_s3, durable=getattr(request, "param", None) == "durable") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def running_stage(tmp_path_factory: pytest.TempPathFactory, _redis_here: None, _shared_s3: S3Server) -> Iterator[Stage]:
+    """Give one stage for the tests of a module, with a beat and one worker that runs all the while."""
+    with _stage(tmp_path_factory.mktemp("stage"), _shared_s3, durable=False) as made:
+        made.start("beat")
+        made.workers(1)
+        yield made
+
+
+class InFlight:
+    """Outputs that are all in the hands of one worker, each at another point of its way. `jobs`: point → job id."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.gate = threading.Event()
+        self.jobs: dict[str, str] = {}
+
+    def begin(self) -> None:
+        """Let beat and a worker run until every point is reached."""
+        stage, proxy = self.stage, self.stage.proxy
+        slow = Fault(bytes_per_second=20_000)
+        stage.spaaza.fail("mint", Fault(delay_seconds=7))
+        self.jobs["asks for its link"] = str(stage.spaaza.add_task(Content("link", 3_000)).id)
+        self._slow = stage.sellercloud.add_job(Content("download", 180_000), fault=slow)
+        self.jobs["downloads"] = str(self._slow.id)
+        stage.api2convert.fail("download", slow)
+        self.jobs["downloads, counted"] = self._conversion("counted", 240_000)
+        self.jobs["uploads a part"] = str(stage.crayon.add_job(Content("part", 20 << 20, "xlsx")).id)
+        self.jobs["completes its upload"] = str(stage.sellercloud.add_job(Content("complete", 9 << 20)).id)
+        self.jobs["has a receipt, unknown to the ledger"] = str(stage.crayon.add_job(Content("receipt", 4_000, "xlsx")).id)
+        reached = [
+            self._at("PUT", f"/crayon/.*/{self.jobs['uploads a part']}/.*partNumber=2", s3proxy.keep_request),
+            self._at("POST", f"/sellercloud/.*/{self.jobs['completes its upload']}/.*uploadId=", s3proxy.keep_request),
+            self._at("PUT", f"_receipts/crayon/{self.jobs['has a receipt, unknown to the ledger']}/", s3proxy.keep_answer),
+        ]
+        stage.start("beat")
+        self.worker = stage.workers(1)[0]
+        vendors = ((stage.spaaza, "mint"), (stage.sellercloud, "download"), (stage.api2convert, "download"))
+        for vendor, route in vendors:
+            wait_until(lambda v=vendor, r=route: bool(v.requests(r)), 20, f"the first {route}")
+        # Only now, so that the faults above met the outputs that they were meant for.
+        self.jobs["is stored, without a receipt"] = str(stage.spaaza.add_task(Content("stored", 5_000)).id)
+        self.jobs["has spent a download, not made yet"] = self._conversion("spent", 6_000)
+        reached += [
+            self._at("PUT", f"_receipts/spaaza/{self.jobs['is stored, without a receipt']}/", s3proxy.keep_request),
+            self._at(
+                "PUT", f"_state/spent/api2convert/{self.jobs['has spent a download, not made yet']}/", s3proxy.keep_answer
+            ),
+        ]
+        for point in reached:
+            assert point.wait(20), stage.logs()
+        assert len(self.outputs()) == len(self.jobs) == 8
+
+    def _conversion(self, seed: str, size: int) -> str:
+        return self.stage.api2convert.add_job(OutputFile(f"{seed}.csv", Content(seed, size))).id
+
+    def _at(self, method: str, path: str, act: Any) -> threading.Event:
+        reached = threading.Event()
+        self.stage.proxy.fault(method, path, act(self.gate, reached))
+        return reached
+
+    def go_on(self) -> None:
+        """Let nothing stand in the way any more."""
+        self._slow.fault = FAULTLESS
+        self.gate.set()
+
+    def outputs(self) -> dict[str, str]:
+        """Give the output at each point."""
+        by_job = {truth.job_id: output for output, truth in self.stage.truth().items()}
+        return {point: by_job[job] for point, job in self.jobs.items()}
+
+    def requested(self) -> dict[str, int]:
+        """Give how often the output at each point was asked for."""
+        requested = self.stage.requested()
+        return {point: requested[output] for point, output in self.outputs().items()}
+
+    def seconds_to_takeover(self) -> float:
+        """Wait until nothing is in the first worker's hands; give how long that took."""
+        began, ledger = time.monotonic(), self.stage.ledger
+        outputs = [OutputId.parse(output) for output in self.outputs().values()]
+        first = f"-{self.worker.pid}-"
+
+        def taken_over() -> bool:
+            records = [ledger.record(output) for output in outputs]
+            return all(
+                record and (record.state == "archived" or (record.worker and first not in record.worker)) for record in records
+            )
+
+        wait_until(taken_over, 30, "another worker to take over")
+        return time.monotonic() - began
+
+
+@pytest.fixture
+def in_flight(stage: Stage) -> InFlight:
+    """Bring an output to each point of its way."""
+    made = InFlight(stage)
+    made.begin()
+    return made

@@ -1,0 +1,81 @@
+"""Nothing is lost and nothing is stored twice, whatever dies: workers killed at every point of the way, Redis emptied, zombies.
+
+Each test has outputs at eight points of their way in the hands of one worker (`InFlight.jobs` names the points) when disaster
+strikes. Real processes, a real Redis, an S3 server, SIGKILL.
+"""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+import redis
+
+from worker.demo.embedded import wait_until
+
+# What stands in the bucket when the worker dies is never downloaded again; what was not asked for yet is asked for once.
+STANDING = {"is stored, without a receipt", "has a receipt, unknown to the ledger"}
+NOT_ASKED_FOR = {"asks for its link", "has spent a download, not made yet"}
+
+
+def flush(stage) -> None:
+    with redis.Redis.from_url(stage.redis_url) as client:
+        client.flushall()
+
+
+def assert_whole(stage, in_flight, *, further: int) -> None:
+    """Everything is archived once, at the cost of at most so many further downloads, and everybody counts alike."""
+    stage.wait_archived(40)
+    requested = in_flight.requested()
+    stage.assert_archived_once(downloads=1 + further)
+    for point, times in requested.items():
+        most = 1 if point in STANDING | NOT_ASKED_FOR else 1 + further
+        assert 1 <= times <= most, f"{point}: downloaded {times} times"
+    for truth in stage.api2convert.truth():
+        assert truth.full_downloads + truth.partial_downloads <= stage.spent(truth.job_id) <= 1 + further
+    stage.assert_counts()
+
+
+@pytest.mark.parametrize("ledger", ["kept", "flushed"])
+def test_a_worker_killed_at_any_point_loses_nothing(stage, in_flight, ledger):
+    stage.workers(1)
+    stage.kill(in_flight.worker)
+    if ledger == "flushed":
+        flush(stage)
+    in_flight.go_on()
+    seconds = in_flight.seconds_to_takeover()
+    if ledger == "kept":
+        assert seconds < 2 * stage.settings.worker.lease.total_seconds() + 1
+    assert_whole(stage, in_flight, further=1)
+    assert len(stage.receipts()) == 8
+
+
+@pytest.mark.parametrize("loss", ["FLUSHALL", "rebuild"])
+def test_an_emptied_ledger_costs_what_is_in_flight_nothing(stage, in_flight, loss):
+    if loss == "FLUSHALL":
+        flush(stage)
+    else:
+        done = stage.run("rebuild")
+        assert done.returncode == 0, done.stdout + done.stderr
+    wait_until(
+        lambda: sum(row["claimed"] for row in stage.json("status")["sources"].values()) >= 7, 10, "claims asserted again"
+    )
+    in_flight.go_on()
+    assert_whole(stage, in_flight, further=0)
+
+
+def test_a_zombie_changes_nothing(stage, in_flight):
+    stage.workers(1)
+    in_flight.worker.send_signal(signal.SIGSTOP)
+    in_flight.go_on()
+    in_flight.seconds_to_takeover()
+    stage.wait_archived(40)
+    before = stage.objects()
+    in_flight.worker.send_signal(signal.SIGCONT)
+    wait_until(lambda: "lease lost" in stage.logs(), 15, "the zombie to find its leases lost")
+    in_flight.worker.send_signal(signal.SIGTERM)
+    assert in_flight.worker.wait(30) == 0
+    assert_whole(stage, in_flight, further=1)
+    assert {key: body for key, body in stage.objects().items() if "/_state/" not in key} == {
+        key: body for key, body in before.items() if "/_state/" not in key
+    }
