@@ -1,0 +1,1 @@
+"""Four simulated vendors, real servers without root, and the one-command show. Nothing here runs in production."""

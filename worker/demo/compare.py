@@ -49,6 +49,9 @@ def compare(s3: str, bucket: str, prefix: str, truths: Mapping[OutputId, Truth],
                 continue
             receipts.discard(name)
             receipt = json.loads(b"".join(kept.read(name)))
+            if receipt["key"] not in objects:
+                found.problems.append(f"{output}: no object where its receipt says")
+                continue
             objects.discard(receipt["key"])
             _compare_one(kept, output, truth, receipt, found)
     found.problems += [f"a receipt that belongs to nothing: {key}" for key in sorted(receipts)]
