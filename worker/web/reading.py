@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Future
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Generic, TypeVar
@@ -30,10 +31,7 @@ class Reading(Generic[_T]):
     A Redis that hangs costs one thread, however many ask, and each of them learns it within `patience_seconds`.
     """
 
-    def __init__(
-        self, executor: Executor, read: Callable[[], _T], *, fresh_seconds: float = 0, patience_seconds: float = 4
-    ) -> None:
-        self._executor = executor
+    def __init__(self, read: Callable[[], _T], *, fresh_seconds: float = 0, patience_seconds: float = 4) -> None:
         self._read = read
         self._fresh_seconds = fresh_seconds
         self._patience_seconds = patience_seconds
@@ -46,7 +44,7 @@ class Reading(Generic[_T]):
         if self._last is not None and time.monotonic() - self._read_at < self._fresh_seconds:
             return self._last
         if self._going_on is None:
-            self._going_on = asyncio.get_running_loop().run_in_executor(self._executor, self._read)
+            self._going_on = asyncio.wrap_future(_in_thread(self._read))
             self._going_on.add_done_callback(self._ended)
         try:
             return await asyncio.wait_for(asyncio.shield(self._going_on), self._patience_seconds)
@@ -57,6 +55,20 @@ class Reading(Generic[_T]):
         self._going_on = None
         if not reading.cancelled() and reading.exception() is None:
             self._last, self._read_at = reading.result(), time.monotonic()
+
+
+def _in_thread(read: Callable[[], _T]) -> Future[_T]:
+    """Run it in a thread that keeps nobody from ending the process, as those of an executor would while Redis hangs."""
+    future: Future[_T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(read())
+        except Exception as exc:  # noqa: BLE001 - whoever waits for the future gets it
+            future.set_exception(exc)
+
+    threading.Thread(target=run, name="reading", daemon=True).start()
+    return future
 
 
 def health(ledger: Ledger) -> JsonObject:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -146,12 +145,11 @@ class _Board(_Guarded):
 
 def _application(settings: Settings) -> Application:
     ledger = Ledger(settings.redis_url.reveal(), lease=settings.worker.lease, worker="web")
-    threads = ThreadPoolExecutor(max_workers=3, thread_name_prefix="reading")  # one for each reading: none waits for another
     room = _Room(
         access=Access(settings.web),
-        health=reading.Reading(threads, partial(reading.health, ledger)),
-        board=reading.Reading(threads, partial(reading.board, ledger, settings), fresh_seconds=1),
-        metrics=reading.Reading(threads, partial(metrics.render, ledger, settings)),
+        health=reading.Reading(partial(reading.health, ledger)),
+        board=reading.Reading(partial(reading.board, ledger, settings), fresh_seconds=1),
+        metrics=reading.Reading(partial(metrics.render, ledger, settings)),
     )
     own_file = {"path": str(_STATIC), "default_filename": "index.html"}
     return Application(
