@@ -23,6 +23,7 @@ from worker.errors import (
     StoppedError,
     ThrottledError,
     VendorReplyError,
+    VendorUnavailableError,
 )
 from worker.ledger import PollTurn
 from worker.model import Job, JobState, Output, OutputId, Receipt, timestamp
@@ -31,6 +32,10 @@ from worker.settle import pause_if_refused
 
 log = structlog.get_logger()
 
+_LONG_RUNNING = timedelta(days=1)
+_LOOKS_PER_AGE = 10  # a watched job of an hour is asked for every six minutes, one of a day every 2.4 hours
+_SHORTEST_LOOK = timedelta(minutes=1)
+_LONGEST_LOOK = timedelta(hours=6)
 _BATCH = 100  # jobs whose outputs are looked up in the ledger together
 
 
@@ -72,7 +77,7 @@ def discover(daemon: Daemon, source: str, *, by_hand: bool = False) -> Discovery
         with daemon.keeper.listing(turn):
             open_epoch(daemon)
             recover(daemon, source)
-            _list(daemon, source, found, lambda seconds_ago: daemon.ledger.stamp_poll_turn(turn, seconds_ago))
+            _list(daemon, source, found, lambda seconds_ago: daemon.ledger.stamp_poll_turn(turn, seconds_ago), by_hand=by_hand)
         daemon.ledger.resume(source)
     except LedgerUnavailableError:
         raise
@@ -128,36 +133,71 @@ def _result(exc: LastcallError) -> str:
     return next((word for kind, word in _RESULTS.items() if isinstance(exc, kind)), "unavailable")
 
 
-def _list(daemon: Daemon, source: str, found: Discovery, stamp: Callable[[float], None]) -> None:
+def _list(daemon: Daemon, source: str, found: Discovery, stamp: Callable[[float], None], *, by_hand: bool) -> None:
     settings = daemon.settings.sources[source]
     began = daemon.ledger.now()
     first = daemon.ledger.is_first_pass(source)
-    jobs = daemon.sources[source].jobs(began - settings.retention - timedelta(days=1))
-    for number, batch in enumerate(_batches(itertools.chain(jobs, _watched(daemon, source)))):
-        if number == 0:
-            stamp(0)
+    running: set[str] = set()
+    listed = _stamped(daemon.sources[source].jobs(began - settings.retention - timedelta(days=1)), stamp)
+    for batch in _batches(itertools.chain(listed, _watched(daemon, source, by_hand=by_hand))):
         if daemon.keeper.stopping:
             raise StoppedError("the process is stopping; the next poll lists again")
         _note_jobs(daemon, source, batch, found, recheck=first)
+        running |= {job.id for job in batch if job.state is JobState.RUNNING}
+    for job_id, since in daemon.ledger.note_running(source, running).items():
+        if began - since > _LONG_RUNNING:
+            _note_oddity(daemon, source, job_id, f"running for more than {_LONG_RUNNING.days} day")
     before = daemon.ledger.complete_pass(source, began)
     if before is not None:
         daemon.ledger.forget(source, before)
 
 
 def _batches(jobs: Iterator[Job]) -> Iterator[list[Job]]:
-    while batch := list(itertools.islice(jobs, _BATCH)):
+    """Give the jobs in batches. What was read before an error is given before the error is."""
+    batch: list[Job] = []
+    try:
+        for job in jobs:
+            batch.append(job)
+            if len(batch) == _BATCH:
+                yield batch
+                batch = []
+    except LastcallError:
+        if batch:
+            yield batch
+        raise
+    if batch:
         yield batch
 
 
-def _watched(daemon: Daemon, source: str) -> Iterator[Job]:
-    """Ask for each watched job; one that the vendor does not know is asked for again until its retention has passed."""
+def _stamped(jobs: Iterator[Job], stamp: Callable[[float], None]) -> Iterator[Job]:
+    """Count the interval from the first answer: before it, the source may have logged in or waited for its turn."""
+    for number, job in enumerate(jobs):
+        if number == 0:
+            stamp(0)
+        yield job
+
+
+def _watched(daemon: Daemon, source: str, *, by_hand: bool) -> Iterator[Job]:
+    """Ask for each watched job, more and more rarely; what one of them answers ends neither the others nor the pass.
+
+    One that the vendor does not know is asked for until its retention has passed.
+    """
+    now = daemon.ledger.now()
     for job_id, since in daemon.ledger.watched(source).items():
+        age = now - since
+        pause = min(age / _LOOKS_PER_AGE, _LONGEST_LOOK)
+        if not by_hand and pause > _SHORTEST_LOOK and not daemon.ledger.once(f"look:{source}:{job_id}", pause):
+            continue
         try:
             job = daemon.sources[source].job(job_id)
         except (OutputGoneError, NotReadyError) as exc:
-            if daemon.ledger.now() - since > daemon.settings.sources[source].retention:
+            if age > daemon.settings.sources[source].retention:
                 log.warning("watched job never appeared", source=source, job=job_id, error=str(exc))
+                daemon.ledger.queue_alert(f"{source}: watched job {job_id} never appeared, it is watched no more: {exc}")
                 unwatch(daemon, source, job_id)
+            continue
+        except (VendorUnavailableError, VendorReplyError, HeldError) as exc:
+            log.warning("watched job cannot be read", source=source, job=job_id, error=str(exc))
             continue
         yield job
         states = daemon.ledger.states([output.id for output in job.outputs]).values()
@@ -225,6 +265,10 @@ def _note_oddities(daemon: Daemon, source: str, job: Job) -> None:
     if job.partial:
         oddities.append(f"partial ({job.status})")
     for oddity in oddities:
-        if daemon.ledger.once(f"oddity:{source}:{job.id}:{oddity}", timedelta(days=1)):
-            log.warning("oddity", source=source, job=job.id, oddity=oddity)
-            daemon.ledger.count("oddities", source)
+        _note_oddity(daemon, source, job.id, oddity)
+
+
+def _note_oddity(daemon: Daemon, source: str, job_id: str, oddity: str) -> None:
+    if daemon.ledger.once(f"oddity:{source}:{job_id}:{oddity}", timedelta(days=1)):
+        log.warning("oddity", source=source, job=job_id, oddity=oddity)
+        daemon.ledger.count("oddities", source)

@@ -11,6 +11,8 @@
 -- lastcall:probe:{source}     zset   output -> when to ask once more for a lost output that the vendor still lists
 -- lastcall:count:{source}     number of receipts
 -- lastcall:counting:{source}  number of the last count of the receipts: only what that count has not seen is added to it
+-- lastcall:truce              until when no lease ends, after Redis was away
+-- lastcall:running:{source}    hash   job -> since when it was seen running
 -- lastcall:recovered          set    sources of which the bucket was read back; lastcall:recount: whose count is in doubt
 -- lastcall:told:{source}       hash   output -> the trouble that people were told of
 -- lastcall:polling:{source}   token of the listing that goes on; lastcall:polled:{source} lives as long as none may begin
@@ -92,8 +94,16 @@ local function take_fence(id, worker)
   return fence
 end
 
+-- Whether no lease may end: nobody could prolong any while Redis was away, so their holders get the time of one lease for it.
+local function truce(lease)
+  local latest = call('ZREVRANGE', P .. 'workers', 0, 0, 'WITHSCORES')[2]
+  if latest and now - tonumber(latest) > tonumber(lease) then call('SET', P .. 'truce', num(now + lease)) end
+  return tonumber(call('GET', P .. 'truce') or '0') > now
+end
+
 -- A lease that ended: the output is owed again at once, and the next attempt looks for what the dead worker left.
-local function expire_leases(source)
+local function expire_leases(source, lease)
+  if truce(lease) then return end
   for _, id in ipairs(call('ZRANGEBYSCORE', P .. 'claimed:' .. source, '-inf', num(now), 'LIMIT', 0, 100)) do
     local st = get(id, 'st')
     if st == 'claimed' then
@@ -218,7 +228,7 @@ function commands.claim(worker, lease, ...)
   local best, best_score, probe
   for i = 1, #sources, 2 do
     local source = sources[i]
-    expire_leases(source)
+    expire_leases(source, lease)
     promote(source)
     if not stopped(source) and call('ZCARD', P .. 'claimed:' .. source) < tonumber(sources[i + 1]) then
       local head = call('ZRANGE', P .. 'owed:' .. source, 0, 0, 'WITHSCORES')
@@ -247,11 +257,11 @@ function commands.claim(worker, lease, ...)
 end
 
 -- How many claims of these sources would succeed now, and how many are held.
-local function claimable(sources, first)
+local function claimable(lease, sources, first)
   local total, held = 0, 0
   for i = first, #sources, 2 do
     local source = sources[i]
-    expire_leases(source)
+    expire_leases(source, lease)
     promote(source)
     local taken = call('ZCARD', P .. 'claimed:' .. source)
     held = held + taken
@@ -263,18 +273,26 @@ local function claimable(sources, first)
   return total, held
 end
 
--- wakeups QUEUE ALIVE_SINCE [SOURCE SLOTS]…: how many messages are missing in QUEUE, so that every free slot of a living worker
+-- wakeups QUEUE LEASE ALIVE_SINCE [SOURCE SLOTS]…: how many messages are missing in QUEUE, so that every free slot of a living worker
 -- that could claim something is woken.
-function commands.wakeups(queue, alive_since, ...)
+function commands.wakeups(queue, lease, alive_since, ...)
   local open_at = call('HGET', P .. 'epoch', 'open_at')
   if not open_at or tonumber(open_at) > now then return 0 end
-  local total, held = claimable({ ... }, 1)
+  local total, held = claimable(lease, { ... }, 1)
   if total == 0 then return 0 end
   local capacity = 0
   for _, worker in ipairs(call('ZRANGEBYSCORE', P .. 'workers', alive_since, '+inf')) do
     capacity = capacity + tonumber(call('HGET', P .. 'slots', worker) or '0')
   end
   return math.max(0, math.min(total, math.max(1, capacity - held)) - call('LLEN', queue))
+end
+
+-- alive WORKER SLOTS LEASE: a worker that can collect SLOTS outputs at once says that it lives.
+function commands.alive(worker, slots, lease)
+  truce(lease)
+  call('ZADD', P .. 'workers', num(now), worker)
+  call('HSET', P .. 'slots', worker, slots)
+  return 1
 end
 
 -- renew EPOCH LEASE WORKER [ID FENCE DEADLINE DOC READY]…: prolongs leases; gives each one's fence, '' when it is lost.

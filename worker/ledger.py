@@ -11,6 +11,7 @@ import itertools
 import json
 import secrets
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import redis
-from redis.backoff import ExponentialWithJitterBackoff
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
@@ -35,6 +36,7 @@ _SCRIPT = resources.files("worker").joinpath("ledger.lua").read_text(encoding="u
 _CALL_MAY_WAIT_SECONDS = 30.0
 _LOG_IN_TURN_MS = 60_000
 _SENTINEL_PORT = 26379
+_PATIENCE_SECONDS = 4.0
 _WORKER_ALIVE_SECONDS = 15.0
 _MOST_ALERTS = 200
 _ALL = "*"  # the pause of everything: the bucket refuses us
@@ -175,11 +177,45 @@ def _unpack(identity: str, deadline: bytes | str, packed: bytes) -> Output:
 def _edge() -> Iterator[None]:
     try:
         yield
+    except (redis.ConnectionError, redis.TimeoutError) as exc:
+        raise LedgerUnavailableError(f"Redis: no answer ({type(exc).__name__}); does it run, and is redis_url right?") from exc
     except redis.RedisError as exc:
         raise LedgerUnavailableError(f"Redis: {type(exc).__name__}") from exc
 
 
-def connect(url: str) -> Any:  # redis-py types every reply as bytes or str, whichever it is asked for
+class _Patience(Retry):
+    """Tries a command again, at least once and then for `_PATIENCE_SECONDS`: a connection that died is noticed and replaced.
+
+    redis-py tries each connection again inside each try of a command, which makes minutes of a Redis that hangs.
+    """
+
+    _inside = threading.local()
+
+    def call_with_retry(
+        self,
+        do: Callable[[], _T],
+        fail: Callable[..., Any],
+        is_retryable: Callable[[Exception], bool] | None = None,
+        with_failure_count: bool = False,  # noqa: FBT001, FBT002 - redis-py's signature
+    ) -> _T:
+        """Do it, as `Retry` does."""
+        if getattr(self._inside, "trying", False):
+            return do()
+        self._inside.trying = True
+        began = time.monotonic()
+
+        def tell(error: Exception, failures: int) -> None:
+            fail(error, failures) if with_failure_count else fail(error)
+            if failures > 1 and time.monotonic() - began > _PATIENCE_SECONDS:
+                raise error
+
+        try:
+            return super().call_with_retry(do, tell, is_retryable, with_failure_count=True)
+        finally:
+            self._inside.trying = False
+
+
+def connect(url: str, **changes: Any) -> Any:  # redis-py types every reply as bytes or str, whichever it is asked for
     """Give a client that notices half-open connections and comes back by itself (docs/decisions: FACTS 4).
 
     ``redis://`` and ``rediss://`` as redis-py reads them; ``sentinel://host:port,host:port/master[/db]`` asks the sentinels.
@@ -189,7 +225,8 @@ def connect(url: str) -> Any:  # redis-py types every reply as bytes or str, whi
         "socket_connect_timeout": 3,
         "socket_keepalive": True,
         "health_check_interval": 5,
-        "retry": Retry(ExponentialWithJitterBackoff(base=0.05, cap=1), 3),
+        "retry": _Patience(ExponentialWithJitterBackoff(base=0.05, cap=1), 3),
+        **changes,
     }
     if not url.startswith("sentinel://"):
         return redis.Redis.from_url(url, **options)
@@ -210,6 +247,7 @@ class Ledger:
     """
 
     def __init__(self, url: str, *, lease: timedelta, worker: str, clock: Callable[[], float] | None = None) -> None:
+        self._url = url
         self._redis = connect(url)
         self._script = self._redis.register_script(_SCRIPT)
         self._clock = clock
@@ -230,9 +268,10 @@ class Ledger:
         return datetime.fromtimestamp(seconds + micros / 1e6, UTC)
 
     def ping(self) -> None:
-        """Return when Redis answers."""
-        with _edge():
-            self._redis.ping()
+        """Return when Redis answers. Says within seconds when it does not, so that a person need not wait."""
+        quick = connect(self._url, socket_timeout=2, socket_connect_timeout=2, retry=_Patience(NoBackoff(), 0))
+        with _edge(), quick:
+            quick.ping()
 
     # --- epochs ------------------------------------------------------------------------------------------------------
 
@@ -342,7 +381,7 @@ class Ledger:
     def wakeups(self, slots: Mapping[str, int], queue: str) -> int:
         """How many messages are missing in `queue`, so that every free slot that could claim something is woken."""
         alive_since = self.now().timestamp() - _WORKER_ALIVE_SECONDS
-        return int(self._run("wakeups", queue, alive_since, *_flat(slots)))
+        return int(self._run("wakeups", queue, self.lease_seconds, alive_since, *_flat(slots)))
 
     def renew(self, claims: list[tuple[Output, str]]) -> list[str]:
         """Prolong the leases of (output, fence); gives each one's fence, which is new after an epoch, or ``""`` when lost."""
@@ -467,6 +506,19 @@ class Ledger:
         with _edge():
             return not self._redis.exists(f"{PREFIX}pass:{source}")
 
+    def note_running(self, source: str, jobs: set[str]) -> dict[str, datetime]:
+        """Say which jobs of `source` run now; gives since when each does. Those that are not named run no more."""
+        name = f"{PREFIX}running:{source}"
+        now = self.now()
+        with _edge():
+            since = {job.decode(): _instant(at) or now for job, at in self._redis.hgetall(name).items()}
+            ended, began = since.keys() - jobs, jobs - since.keys()
+            if ended:
+                self._redis.hdel(name, *ended)
+            if began:
+                self._redis.hset(name, mapping=dict.fromkeys(began, _seconds(now)))
+        return {job: since.get(job, now) for job in jobs}
+
     # --- pauses ------------------------------------------------------------------------------------------------------
 
     def pause(self, source: str | None, until: datetime, why: str, *, times: int, fingerprint: str) -> bool:
@@ -502,11 +554,7 @@ class Ledger:
 
     def stamp_worker(self, slots: int) -> None:
         """This worker process is alive and can collect `slots` outputs at once."""
-        now = self.now().timestamp()
-        with _edge(), self._redis.pipeline() as pipe:
-            pipe.zadd(f"{PREFIX}workers", {self.worker: now})
-            pipe.hset(f"{PREFIX}slots", self.worker, slots)
-            pipe.execute()
+        self._run("alive", self.worker, slots, self.lease_seconds)
 
     def sign_off(self) -> None:
         """This worker process has ended."""

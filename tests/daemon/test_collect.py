@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import timedelta
 
 from worker.collect import collect
+from worker.demo.api2convert import OutputFile
 from worker.demo.server import Content, Fault
-from worker.discover import discover
+from worker.discover import discover, watch
 
 
 def drain(daemon, most: int = 200) -> list[str]:
@@ -69,3 +70,39 @@ def test_a_cut_body_is_tried_again_and_never_stored(world):
     daemon.ledger.retry(record.output.id)
     drain(daemon)
     world.assert_archived_once()
+
+
+def test_what_was_listed_before_an_error_is_owed(world):
+    world.only("sellercloud")
+    for number in range(60):
+        world.sellercloud.add_job(Content(f"n{number}", 10))
+    daemon = world.daemon()
+    world.sellercloud.fail("list", Fault(), Fault(status=404), times=1)
+    found = discover(daemon, "sellercloud", by_hand=True)
+    assert found.result == "malformed"
+    assert daemon.ledger.status("sellercloud", timedelta(0)).owed == 50
+
+
+def test_a_watched_job_is_found_and_is_watched_no_more_once_it_is_archived(world):
+    world.only("api2convert")
+    job = world.api2convert.add_job(OutputFile("a.csv", Content("a", 10)), listed=False)
+    daemon = world.daemon()
+    poll_all(daemon)
+    assert drain(daemon) == []
+    watch(daemon, "api2convert", job.id)
+    watch(daemon, "api2convert", "no-such-job")
+    poll_all(daemon)
+    assert len(drain(daemon)) == 1
+    poll_all(daemon)
+    assert set(daemon.ledger.watched("api2convert")) == {"no-such-job"}
+    world.assert_archived_once()
+
+
+def test_a_watched_job_that_cannot_be_read_ends_no_pass(world):
+    world.only("sellercloud")
+    world.sellercloud.add_job(Content("a", 10))
+    daemon = world.daemon()
+    watch(daemon, "sellercloud", "77")
+    world.sellercloud.standing["single"] = Fault.answer(200, "<html>", "text/html")
+    poll_all(daemon)
+    assert len(drain(daemon)) == 1
