@@ -17,6 +17,7 @@ import structlog
 from celery import Celery, Task, signals
 from kombu import Exchange, Queue
 from kombu.exceptions import OperationalError
+from kombu.transport.redis import Channel as RedisChannel
 
 from worker import alerts, logs
 from worker import settings as configuration
@@ -67,6 +68,8 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
             "socket_keepalive": True,
             "retry_on_timeout": True,
             "health_check_interval": 5,
+            # Wake-ups are gone once they are taken: no twin comes back after a broken connection, and none is asked for.
+            "ack_emulation": False,
             **sentinel,
         },
         # Redis may be away for as long as it likes; the worker is there when it comes back (FACTS 5).
@@ -124,6 +127,10 @@ def _settings() -> Settings:
         _Process.settings = configuration.load()
     return _Process.settings
 
+
+# A closing channel would put the wake-ups that nobody began back into a Redis that is away, and fail: an "unrecoverable error",
+# with which the worker ends. The next tick sends what is missing.
+RedisChannel.do_restore = False
 
 app = Celery("lastcall", set_as_current=True)
 app.add_defaults(lambda: celery_settings(_settings()))
