@@ -107,6 +107,7 @@ def _plain(text: object) -> str:
 def _opened(settings: Settings) -> Any:
     """Open the rooms for one command; whatever it holds is kept alive while it works."""
     daemon = open_daemon(settings)
+    daemon.ledger.ping()
     daemon.keeper.start(alive=False)
     try:
         yield daemon
@@ -316,7 +317,9 @@ def status(settings: Settings, *, as_json: bool) -> None:
 @contextmanager
 def _reading(settings: Settings) -> Any:
     """Open the rooms without a heartbeat: nothing will be held."""
-    yield open_daemon(settings)
+    daemon = open_daemon(settings)
+    daemon.ledger.ping()
+    yield daemon
 
 
 @main.command()
@@ -556,8 +559,8 @@ def print_audit(found: Mapping[str, proof.SourceAudit], console: Console = _out)
 @_config_option
 def verify(settings: Settings, *, sample: int | None, as_json: bool) -> None:
     """Read objects back and hash them against their receipts."""
-    with _reading(settings) as daemon, _err.status("reading back"):
-        done = proof.verify(daemon, settings.sources, sample)
+    with _err.status("reading back"):
+        done = proof.verify(open_daemon(settings), settings.sources, sample)
     if as_json:
         _print_json(done.to_json())
     else:
