@@ -15,6 +15,8 @@ from urllib.parse import unquote
 
 import structlog
 from celery import Celery, Task, signals
+from celery.worker import consumer
+from celery.worker.state import maybe_shutdown
 from kombu import Exchange, Queue
 from kombu.exceptions import OperationalError
 from kombu.transport.redis import Channel as RedisChannel
@@ -74,6 +76,7 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
         },
         # Redis may be away for as long as it likes; the worker is there when it comes back (FACTS 5).
         "broker_connection_max_retries": None,
+        "worker_consumer": "worker.app:Consumer",
         "broker_connection_retry_on_startup": True,
         "broker_channel_error_retry": True,
         "broker_pool_limit": 4,
@@ -106,6 +109,24 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
         "beat_schedule": {"tick": {"task": "tick", "schedule": seconds, "options": {"queue": TICK, "expires": 10}}},
         "timezone": "UTC",
     }
+
+
+class Consumer(consumer.Consumer):  # type: ignore[misc]
+    """Celery's consumer, which else would wait up to half a minute between two looks for a Redis that is back."""
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """Look every second until it is there."""
+        told = False
+
+        def tell(exc: Exception, _: float) -> None:
+            nonlocal told
+            if not told:
+                log.warning("Redis does not answer; it is looked for every second", error=type(exc).__name__)
+            told = True
+
+        conn.ensure_connection(tell, None, interval_start=1, interval_step=0, interval_max=1, callback=maybe_shutdown)
+        self.first_connection_attempt = False
+        return conn
 
 
 class _Process:

@@ -8,6 +8,8 @@ through decode and hash into S3, write the receipt last, settle with the ledger.
 
 from __future__ import annotations
 
+import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -22,6 +24,7 @@ from worker.errors import (
     HeldError,
     KeyConflictError,
     LastcallError,
+    LedgerUnavailableError,
     LinkExpiredError,
     MismatchError,
     OverusedError,
@@ -161,7 +164,7 @@ def _download(daemon: Daemon, claim: Claim, lease: Held, link: Link, standing: l
                 place.write(place.decoder.feed(piece))
             place.finish(whole=bool(download.proof()))
             proof = _prove(output, upload, (*download.proof(), *place.decoder.proof()))
-        source.confirm(output)
+        _confirm(daemon, output, lease)
         lease.confirm()
         stored = _complete(daemon, lease, upload, standing)
         receipt = _write_receipt(daemon, claim, stored, upload.digest("sha256"), proof=proof, downloads=number)
@@ -177,7 +180,20 @@ def _download(daemon: Daemon, claim: Claim, lease: Held, link: Link, standing: l
         raise
     finally:
         upload.abort()
-        daemon.ledger.count("downloads", f"{output.id.source}|{result}")
+        with suppress(LedgerUnavailableError):  # a count is no reason to lose the attempt
+            daemon.ledger.count("downloads", f"{output.id.source}|{result}")
+
+
+def _confirm(daemon: Daemon, output: Output, lease: Held) -> None:
+    """Ask the source whether the bytes in hand are still the output's; Redis, which paces the question, is waited for."""
+    while True:
+        try:
+            daemon.sources[output.id.source].confirm(output)
+            return
+        except LedgerUnavailableError as exc:
+            log.warning("ledger unreachable; what is in hand waits for it", error=str(exc))
+        time.sleep(0.5)
+        lease.check()
 
 
 class _Place:
@@ -299,7 +315,7 @@ def _write_receipt(
             proof=proof,
             completed_at=output.completed_at,
             deadline=output.deadline,
-            archived_at=daemon.ledger.now(),
+            archived_at=datetime.now(UTC),  # not the ledger's time: the bytes stand, whether Redis answers or not
             downloads=downloads,
             job=output.job,
         )
