@@ -352,10 +352,10 @@ class InFlight:
 
     def begin(self) -> None:
         """Let beat and a worker run until every point is reached."""
-        stage, proxy = self.stage, self.stage.proxy
+        stage = self.stage
         slow = Fault(bytes_per_second=20_000)
-        stage.spaaza.fail("mint", Fault(delay_seconds=7))
-        self.jobs["asks for its link"] = str(stage.spaaza.add_task(Content("link", 3_000)).id)
+        stage.spaaza.fail("storage", slow)
+        self.jobs["downloads, then asks if it is the last run"] = str(stage.spaaza.add_task(Content("confirm", 140_000)).id)
         self._slow = stage.sellercloud.add_job(Content("download", 180_000), fault=slow)
         self.jobs["downloads"] = str(self._slow.id)
         stage.api2convert.fail("download", slow)
@@ -370,10 +370,13 @@ class InFlight:
         ]
         stage.start("beat")
         self.worker = stage.workers(1)[0]
-        vendors = ((stage.spaaza, "mint"), (stage.sellercloud, "download"), (stage.api2convert, "download"))
+        vendors = ((stage.spaaza, "storage"), (stage.sellercloud, "download"), (stage.api2convert, "download"))
         for vendor, route in vendors:
             wait_until(lambda v=vendor, r=route: bool(v.requests(r)), 20, f"the first {route}")
-        # Only now, so that the faults above met the outputs that they were meant for.
+        # Only now, so that the faults met the outputs that they were meant for.
+        stage.spaaza.fail("mint", Fault(delay_seconds=7))
+        self.jobs["asks for its link"] = str(stage.spaaza.add_task(Content("link", 3_000)).id)
+        wait_until(lambda: len(stage.spaaza.requests("mint")) == 2, 20, "the mint that is answered late")
         self.jobs["is stored, without a receipt"] = str(stage.spaaza.add_task(Content("stored", 5_000)).id)
         self.jobs["has spent a download, not made yet"] = self._conversion("spent", 6_000)
         reached += [
@@ -384,7 +387,7 @@ class InFlight:
         ]
         for point in reached:
             assert point.wait(20), stage.logs()
-        assert len(self.outputs()) == len(self.jobs) == 8
+        assert len(self.outputs()) == len(self.jobs) == 9
 
     def _conversion(self, seed: str, size: int) -> str:
         return self.stage.api2convert.add_job(OutputFile(f"{seed}.csv", Content(seed, size))).id

@@ -1,6 +1,6 @@
 """Nothing is lost and nothing is stored twice, whatever dies: workers killed at every point of the way, Redis emptied, zombies.
 
-Each test has outputs at eight points of their way in the hands of one worker (`InFlight.jobs` names the points) when disaster
+Each test has outputs at nine points of their way in the hands of one worker (`InFlight.jobs` names the points) when disaster
 strikes. Real processes, a real Redis, an S3 server, SIGKILL.
 """
 
@@ -47,7 +47,7 @@ def test_a_worker_killed_at_any_point_loses_nothing(stage, in_flight, ledger):
     if ledger == "kept":
         assert seconds < 2 * stage.settings.worker.lease.total_seconds() + 1
     assert_whole(stage, in_flight, further=1)
-    assert len(stage.receipts()) == 8
+    assert len(stage.receipts()) == 9
 
 
 @pytest.mark.parametrize("loss", ["FLUSHALL", "rebuild"])
@@ -58,7 +58,7 @@ def test_an_emptied_ledger_costs_what_is_in_flight_nothing(stage, in_flight, los
         done = stage.run("rebuild")
         assert done.returncode == 0, done.stdout + done.stderr
     wait_until(
-        lambda: sum(row["claimed"] for row in stage.json("status")["sources"].values()) >= 7, 10, "claims asserted again"
+        lambda: sum(row["claimed"] for row in stage.json("status")["sources"].values()) >= 8, 10, "claims asserted again"
     )
     in_flight.go_on()
     assert_whole(stage, in_flight, further=0)
