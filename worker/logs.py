@@ -48,7 +48,7 @@ def configure(level: int = logging.INFO) -> None:
 
 
 def _without_stack(record: logging.LogRecord) -> bool:
-    """Say in one line that a tick could not be sent: while Redis is away, beat writes two stacks a tick and goes on by itself."""
+    """Say in one line that a tick could not be sent: while Redis is away beat writes two stacks a tick, and goes on."""
     if record.exc_info and (exc := record.exc_info[1]):
         record.msg, record.args, record.exc_info = "tick not sent: %s: %s", (type(exc).__name__, exc), None
     return True
