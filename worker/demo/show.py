@@ -71,7 +71,10 @@ def _run(stage: Stage, console: Console, interrupt: Interrupt, *, keep: bool) ->
     except LastcallError as exc:
         console.print(Text(f"The demo cannot go on: {exc}", _BAD))
     finally:
-        stage.stop(politely=good)
+        stubborn = stage.stop(politely=good)
+    if stubborn:
+        console.print(f"These did not stop well when they were asked to: {', '.join(stubborn)}")
+        code = 1
     if code > 128:
         console.print("Stopped; nothing was left running.")
     elif not good:

@@ -29,6 +29,7 @@ BUCKET, PREFIX = "exports", "archive"
 WORKERS = 2
 OTHERS = ("beat", "flower", "web")  # with the workers, what the Procfile has
 _PAUSE_SECONDS = 0.05
+_STOP_SECONDS = 30.0  # CONTRACT section 6
 _COMMAND = [sys.executable, "-m", "worker"]
 
 
@@ -124,15 +125,19 @@ class Stage:
             process.start()
         self._interrupt.wait_until(self._ready, 60, "the processes of lastcall are ready")
 
-    def stop(self, *, politely: bool) -> None:
-        """End everything: lastcall's processes first, then what they use. Not politely means at once."""
+    def stop(self, *, politely: bool) -> list[str]:
+        """End everything: lastcall's processes first, then what they use. Not politely means at once.
+
+        Gives the names of those that a polite request did not end in time, or that ended badly.
+        """
         with ThreadPoolExecutor(max_workers=len(self.processes)) as pool:
-            list(pool.map(lambda process: process.stop() if politely else process.kill(), self.processes))
+            list(pool.map(lambda process: process.stop(_STOP_SECONDS) if politely else process.kill(), self.processes))
         for tail in self._tails.values():
             tail.close()
         self.s3.kill()
         self.redis.kill()
         self.scene.stop()
+        return [process.name for process in self.processes if process.returncode != 0] if politely else []
 
     def _ready(self) -> bool:
         for process in self.processes:
