@@ -899,6 +899,11 @@ def test_a_paused_source_gives_no_claims_and_keeps_what_it_owes(ledger: Ledger, 
     assert found is not None
     assert (found.until, found.times, found.fingerprint) == (until, 2, "f2")
     assert ledger.status("acme", AT_RISK).paused_until is None
+    if paused is None:  # the pause of everything lasts until somebody has found the bucket well
+        assert ledger.claim({"acme": 1}) is None
+        assert ledger.resume(None)
+        assert claim(ledger)
+        return
     assert claim(ledger)
     assert ledger.resume(paused)
     assert not ledger.resume(paused)

@@ -30,11 +30,13 @@ from worker.errors import LastcallError, LedgerUnavailableError
 from worker.ledger import Ledger
 from worker.recovery import open_epoch, sweep
 from worker.settings import Settings
+from worker.settle import resume_everything
 
 log = structlog.get_logger()
 
 COLLECT, POLL, TICK = "lastcall.collect", "lastcall.poll", "lastcall.tick"
 _LONGEST_TICK_SECONDS = 2.0
+_TICKS_KEPT = 10  # when no worker reads them
 _ALERTS_EVERY = timedelta(seconds=10)
 _STOP_SECONDS = 28  # of the 30 that a warm stop may take
 _SWEEP_EVERY = timedelta(minutes=10)
@@ -84,8 +86,8 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
         "task_ignore_result": True,
         "worker_send_task_events": True,
         "task_send_sent_event": False,
-        # JSON only, from our own queues only. No exchange: after a FLUSHALL its bindings would be gone and nothing could be
-        # sent, while the anonymous exchange needs none.
+        # JSON only, from our own queues only. Messages name a queue alone, so they go through the anonymous exchange: after a
+        # FLUSHALL the bindings of a named one would be gone, and what is sent to it would reach no queue.
         "accept_content": ["json"],
         "task_serializer": "json",
         "task_queues": [Queue(name, Exchange("", type="direct"), routing_key=name) for name in (COLLECT, POLL, TICK)],
@@ -105,7 +107,7 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
         # No state on disk, so any number of beats can run anywhere; ticks are idempotent (FACTS 9).
         "beat_scheduler": "celery.beat:Scheduler",
         "beat_max_loop_interval": seconds,
-        # An old tick is worth nothing: when no worker runs, they must not pile up.
+        # An old tick is worth nothing. Celery drops it when it is read; `_ticked` keeps them from piling up unread.
         "beat_schedule": {"tick": {"task": "tick", "schedule": seconds, "options": {"queue": TICK, "expires": 10}}},
         "timezone": "UTC",
     }
@@ -183,6 +185,7 @@ def _daemon() -> Daemon:
 def tick() -> str:
     """Send the polls that are due and the wake-ups that are missing; open a new ledger; tell people."""
     daemon = _daemon()
+    resume_everything(daemon)
     open_epoch(daemon)
     due = [source for source in daemon.sources if daemon.ledger.poll_due(source) and may_call(daemon, source)]
     for source in due:
@@ -330,5 +333,6 @@ def _ticked(**_: object) -> None:
         return
     try:
         _Process.beat_ledger.stamp_beat()
+        _Process.beat_ledger.trim_queue(TICK, _TICKS_KEPT)
     except LedgerUnavailableError as exc:
         log.warning("tick not stamped", error=str(exc))

@@ -144,14 +144,16 @@ def _ago(at: datetime | None, now: datetime) -> str:
 
 
 def _span(span: timedelta) -> str:
-    """Say a span in its two largest units: ``3d 4h``, ``12m 5s``."""
+    """Say a span in its largest unit and the next smaller one: ``3d 4h``, ``12m 5s``, ``7d``."""
     seconds = int(abs(span.total_seconds()))
-    parts: list[str] = []
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
-        if seconds >= size or (unit == "s" and not parts):
-            parts.append(f"{seconds // size}{unit}")
-            seconds %= size
-    return ("-" if span < timedelta(0) else "") + " ".join(parts[:2])
+    units = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
+    first = next((number for number, (_, size) in enumerate(units) if seconds >= size), len(units) - 1)
+    parts = []
+    for unit, size in units[first : first + 2]:
+        count, seconds = divmod(seconds, size)
+        if count or not parts:
+            parts.append(f"{count}{unit}")
+    return ("-" if span < timedelta(0) and parts != ["0s"] else "") + " ".join(parts)
 
 
 # --- processes -------------------------------------------------------------------------------------------------------
@@ -301,7 +303,8 @@ def status(settings: Settings, *, as_json: bool) -> None:
             )
         _out.print(table)
         for name, row in rows.items():
-            _out.print(f"{name}: polled {_ago(row.last_poll_at, now)}, {row.last_poll_result or 'not yet'}")
+            result = f"{row.last_poll_result}: {row.last_poll_error}" if row.last_poll_error else row.last_poll_result
+            _out.print(f"{name}: polled {_ago(row.last_poll_at, now)}, {_plain(result or 'not yet')}")
             if row.paused_until:
                 _out.print(f"  [yellow]paused[/] until {timestamp(row.paused_until)}: {_plain(row.paused_why)}")
         _out.print(f"{len(workers)} worker(s) alive; beat ticked {_ago(beat_at, now)}")

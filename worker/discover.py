@@ -14,6 +14,7 @@ import structlog
 from worker.daemon import Daemon
 from worker.errors import (
     ArchiveRefusedError,
+    ArchiveUnavailableError,
     HeldError,
     LastcallError,
     LedgerUnavailableError,
@@ -67,6 +68,8 @@ def discover(daemon: Daemon, source: str, *, by_hand: bool = False) -> Discovery
     """
     if by_hand:
         daemon.ledger.resume(source)
+        daemon.ledger.resume(None)
+        daemon.ledger.resume(None)
     elif not may_call(daemon, source):
         return None
     turn = _take_turn(daemon, source, by_hand=by_hand)
@@ -75,8 +78,7 @@ def discover(daemon: Daemon, source: str, *, by_hand: bool = False) -> Discovery
     found = Discovery(source)
     try:
         with daemon.keeper.listing(turn):
-            open_epoch(daemon)
-            recover(daemon, source)
+            _read_back(daemon, source)
             _list(daemon, source, found, lambda seconds_ago: daemon.ledger.stamp_poll_turn(turn, seconds_ago), by_hand=by_hand)
         daemon.ledger.resume(source)
     except LedgerUnavailableError:
@@ -95,6 +97,15 @@ def discover(daemon: Daemon, source: str, *, by_hand: bool = False) -> Discovery
     return found
 
 
+def _read_back(daemon: Daemon, source: str) -> None:
+    """Make sure that the ledger knows what only the bucket does. While the bucket is away, listing goes on without."""
+    try:
+        open_epoch(daemon)
+        recover(daemon, source)
+    except ArchiveUnavailableError as exc:
+        log.warning("the bucket is away; what it knows is read back later", source=source, error=str(exc))
+
+
 def _take_turn(daemon: Daemon, source: str, *, by_hand: bool) -> PollTurn | None:
     """Take the turn to list. By hand it is waited for: a listing that goes on may have passed what the person looks for."""
     every = daemon.settings.sources[source].poll_every
@@ -108,6 +119,8 @@ def _take_turn(daemon: Daemon, source: str, *, by_hand: bool) -> PollTurn | None
 
 def may_call(daemon: Daemon, source: str) -> bool:
     """Whether the source is not paused, or its pause is over, or the secret that was refused has changed."""
+    if (everything := daemon.ledger.paused(None)) and everything.until > daemon.ledger.now():
+        return False
     pause = daemon.ledger.paused(source)
     if pause is None or pause.until <= daemon.ledger.now():
         return True
@@ -125,6 +138,7 @@ _RESULTS: dict[type[LastcallError], str] = {
     StoppedError: "stopped",
     HeldError: "blocked",
     ArchiveRefusedError: "archive-refused",
+    ArchiveUnavailableError: "archive-unavailable",
 }
 
 
@@ -240,7 +254,10 @@ def _note_jobs(daemon: Daemon, source: str, jobs: list[Job], found: Discovery, *
             outputs += job.outputs
     states = daemon.ledger.states([output.id for output in outputs])
     unknown = [output for output in outputs if states[output.id] is None]
-    receipts = dict(zip([output.id for output in unknown], _receipts(daemon, unknown), strict=True))
+    try:
+        receipts = dict(zip([output.id for output in unknown], _receipts(daemon, unknown), strict=True))
+    except ArchiveUnavailableError:
+        receipts, recheck = {}, True  # owed all the same, so that people see it; a worker looks for the receipt first
     for output in outputs:
         if receipt := receipts.get(output.id):
             found.adopted += daemon.ledger.adopt(output, receipt.key)
@@ -254,7 +271,11 @@ def _receipts(daemon: Daemon, outputs: list[Output]) -> Iterable[Receipt | None]
     if not outputs:
         return []
     with ThreadPoolExecutor(max_workers=min(8, len(outputs))) as pool:
-        return list(pool.map(daemon.archive.receipt, [output.id for output in outputs]))
+        try:
+            return list(pool.map(daemon.archive.receipt, [output.id for output in outputs]))
+        except LastcallError:
+            pool.shutdown(cancel_futures=True)  # the others would meet the same trouble
+            raise
 
 
 def _note_oddities(daemon: Daemon, source: str, job: Job) -> None:

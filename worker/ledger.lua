@@ -2,7 +2,10 @@
 --
 -- lastcall:epoch              hash   id, born, open_at: claims are given from open_at on; without it nobody claims yet
 -- lastcall:o:{output}         hash   one output; fields at the top of `fields` below
--- lastcall:owed:{source}      zset   output -> deadline: may be claimed now
+-- lastcall:doc:{source}       hash   output -> its document (opaque); not in the record, which stays small enough to be compact
+-- lastcall:words:{source}     hash   id -> words that documents were packed with; a document begins with its words' id
+-- lastcall:rate:{source}      hash   how long its outputs take: see `learn`
+-- lastcall:owed:{source}      zset   output -> its latest start (`latest_start`): may be claimed now
 -- lastcall:later:{source}     zset   output -> not_before: owed, waiting for its next try
 -- lastcall:claimed:{source}   zset   output -> end of its lease; its cardinality is the number of slots in use
 -- lastcall:open:{source}      zset   output -> deadline: everything not archived yet that may still be (owed, later, claimed)
@@ -17,8 +20,8 @@
 -- lastcall:told:{source}       hash   output -> the trouble that people were told of
 -- lastcall:polling:{source}   token of the listing that goes on; lastcall:polled:{source} lives as long as none may begin
 --
--- Fields of an output: st state, dl deadline, doc its document (opaque), cr created, rd ready at (archived_at - rd is the
--- latency), at attempts, dn downloads, nb not_before, er last error, fe fence, wk worker, gn gone answers, g1 first of them,
+-- Fields of an output (one that is not there is 0 or ''): st state, dl deadline, sz size where the vendor says it, cr created,
+-- rd ready at (archived_at - rd is the latency), at attempts, dn downloads, nb not_before, er last error, fe fence, wk worker, gn gone answers, g1 first of them,
 -- rs reason of a loss, ak acknowledged with this reason, rc receipt must be looked for before a download, ct the count
 -- that has its receipt, as asserted while that count went on, ky key, pr probes, hi history.
 
@@ -35,8 +38,59 @@ for i = 3, #ARGV do a[#a + 1] = ARGV[i] end
 
 local function num(n) return string.format('%.6f', n) end
 local function rec(id) return P .. 'o:' .. id end
-local function key(set, id) return P .. set .. ':' .. string.match(id, '^([^/]+)/') end
+local function source_of(id) return string.match(id, '^([^/]+)/') end
+local function key(set, id) return P .. set .. ':' .. source_of(id) end
 local function get(id, field) return call('HGET', rec(id), field) end
+
+local WORDS_ID_BYTES = 6 -- as `_pack` writes it
+
+-- Writes what a listing says of an output, and the words that its document was packed with.
+local function describe(id, dl, doc, words, size)
+  call('HSET', rec(id), 'dl', dl)
+  if size ~= '' then call('HSET', rec(id), 'sz', size) else call('HDEL', rec(id), 'sz') end
+  call('HSET', key('doc', id), id, doc)
+  call('HSETNX', key('words', id), string.sub(doc, 1, WORDS_ID_BYTES), words)
+end
+
+local RECENT = 0.1 -- weight of the newest output in each mean
+local LARGE_BYTES = 1048576 -- what is smaller measures the vendor's answers, not the line
+
+-- Learns from an output that took SECONDS in its slot: n outputs seen, ss seconds of one; of large ones ln seen, lb bytes and
+-- ls seconds of one, so lb / ls is the throughput of one slot.
+local function learn(source, bytes, seconds)
+  local rate = P .. 'rate:' .. source
+  local function mean(seen, field, value)
+    local before = tonumber(call('HGET', rate, field) or '0')
+    call('HSET', rate, field, num(before + math.max(1 / seen, RECENT) * (value - before)))
+  end
+  mean(call('HINCRBY', rate, 'n', 1), 'ss', seconds)
+  if bytes >= LARGE_BYTES then
+    local seen = call('HINCRBY', rate, 'ln', 1)
+    mean(seen, 'lb', bytes)
+    mean(seen, 'ls', math.max(seconds, 0.001))
+  end
+end
+
+-- How many seconds an output of SIZE ('' where nobody knows it) will take as far as one can tell; 0 while nothing was measured.
+local rates = {}
+local function expected(source, size)
+  local rate = rates[source]
+  if not rate then
+    local ss, lb, ls = unpack(call('HMGET', P .. 'rate:' .. source, 'ss', 'lb', 'ls'))
+    rate = { mean = tonumber(ss or '0'), a_byte = lb and tonumber(ls) / tonumber(lb) }
+    rates[source] = rate
+  end
+  if size and rate.a_byte then return tonumber(size) * rate.a_byte end
+  return rate.mean
+end
+
+-- The order of claims: when an output must be begun to be there by its deadline. Its score when it became claimable; each
+-- listing scores anew, since rates change, and nothing else does: to score a whole backlog at each change is not worth it.
+local function latest_start(id)
+  local dl, size = unpack(call('HMGET', rec(id), 'dl', 'sz'))
+  local seconds = expected(source_of(id), size)
+  return seconds == 0 and dl or num(tonumber(dl) - seconds)
+end
 
 local function note(id, text)
   local line = string.gsub(string.sub(text, 1, 500), '%c', ' ')
@@ -69,9 +123,9 @@ local function move(id, st, until_)
   if st ~= 'claimed' then call('HDEL', rec(id), 'fe', 'wk') end
   if st == 'owed' then
     local nb = until_ or 0
-    call('HSET', rec(id), 'nb', nb > 0 and num(nb) or '')
+    if nb > 0 then call('HSET', rec(id), 'nb', num(nb)) else call('HDEL', rec(id), 'nb') end
     call('ZADD', key('open', id), dl, id)
-    if nb > now then call('ZADD', key('later', id), num(nb), id) else call('ZADD', key('owed', id), dl, id) end
+    if nb > now then call('ZADD', key('later', id), num(nb), id) else call('ZADD', key('owed', id), latest_start(id), id) end
   elseif st == 'claimed' then
     call('ZADD', key('open', id), dl, id)
     call('ZADD', key('claimed', id), num(until_), id)
@@ -122,20 +176,23 @@ end
 local function promote(source)
   for _, id in ipairs(call('ZRANGEBYSCORE', P .. 'later:' .. source, '-inf', num(now), 'LIMIT', 0, 1000)) do
     call('ZREM', P .. 'later:' .. source, id)
-    call('ZADD', P .. 'owed:' .. source, get(id, 'dl'), id)
+    call('ZADD', P .. 'owed:' .. source, latest_start(id), id)
   end
 end
 
+-- A source's own pause is over when its time is up; the pause of everything lasts until somebody found the bucket well.
 local function stopped(source)
-  for _, name in ipairs({ 'pause:' .. source, 'hush:' .. source, 'pause:*' }) do
+  if call('EXISTS', P .. 'pause:*') == 1 then return true end
+  for _, name in ipairs({ 'pause:' .. source, 'hush:' .. source }) do
     local until_ = call('HGET', P .. name, 'until')
     if until_ and tonumber(until_) > now then return true end
   end
   return false
 end
 
-local function create(id, dl, doc, ready)
-  call('HSET', rec(id), 'dl', dl, 'doc', doc, 'cr', num(now), 'rd', ready, 'at', '0', 'dn', '0', 'nb', '', 'gn', '0')
+local function create(id, dl, doc, words, ready, size)
+  call('HSET', rec(id), 'cr', string.format('%.0f', now), 'rd', ready)
+  describe(id, dl, doc, words, size)
 end
 
 -- Counts a receipt, once in each count. What the ledger does not know is listed by the bucket alone, and only once.
@@ -160,11 +217,11 @@ function commands.open(id, delay)
   return call('HSETNX', P .. 'epoch', 'open_at', num(now + tonumber(delay)))
 end
 
--- owe ID DEADLINE DOC READY OFFERED RECHECK: a listing shows this output. Gives the state it was in, '' when it is new.
-function commands.owe(id, dl, doc, ready, offered, recheck)
+-- owe ID DEADLINE DOC WORDS READY SIZE OFFERED RECHECK: a listing shows this output. Gives the state it was in, '' when it is new.
+function commands.owe(id, dl, doc, words, ready, size, offered, recheck)
   local st = get(id, 'st')
   if not st then
-    create(id, dl, doc, ready)
+    create(id, dl, doc, words, ready, size)
     if recheck == '1' then call('HSET', rec(id), 'rc', '1') end
     move(id, 'owed')
     return ''
@@ -173,12 +230,11 @@ function commands.owe(id, dl, doc, ready, offered, recheck)
     call('ZADD', key('archived', id), num(now), id)
     return st
   end
-  if get(id, 'dl') ~= dl or get(id, 'doc') ~= doc then
-    call('HSET', rec(id), 'dl', dl, 'doc', doc)
-    for _, set in ipairs({ 'owed', 'open', 'held', 'lost', 'explained', 'empty' }) do
-      call('ZADD', key(set, id), 'XX', dl, id)
-    end
+  if get(id, 'dl') ~= dl or call('HGET', key('doc', id), id) ~= doc then
+    describe(id, dl, doc, words, size)
+    for _, set in ipairs({ 'open', 'held', 'lost', 'explained', 'empty' }) do call('ZADD', key(set, id), 'XX', dl, id) end
   end
+  if st == 'owed' then call('ZADD', key('owed', id), 'XX', latest_start(id), id) end
   if st == 'empty' then
     note(id, 'the vendor offers a file now')
     move(id, 'owed')
@@ -190,37 +246,37 @@ function commands.owe(id, dl, doc, ready, offered, recheck)
   return st
 end
 
--- note_empty ID DEADLINE DOC READY: the job finished and produced nothing.
-function commands.note_empty(id, dl, doc, ready)
+-- note_empty ID DEADLINE DOC WORDS READY SIZE: the job finished and produced nothing.
+function commands.note_empty(id, dl, doc, words, ready, size)
   local st = get(id, 'st')
   if st then return st end
-  create(id, dl, doc, ready)
+  create(id, dl, doc, words, ready, size)
   move(id, 'empty')
   return ''
 end
 
--- adopt ID DEADLINE DOC READY KEY: a receipt stands already, and is counted already.
-function commands.adopt(id, dl, doc, ready, object)
+-- adopt ID DEADLINE DOC WORDS READY SIZE KEY: a receipt stands already, and is counted already.
+function commands.adopt(id, dl, doc, words, ready, size, object)
   if get(id, 'st') then return 0 end
-  create(id, dl, doc, ready)
+  create(id, dl, doc, words, ready, size)
   call('HSET', rec(id), 'ky', object)
   move(id, 'archived')
   return 1
 end
 
--- known_lost ID DEADLINE DOC READY REASON ACKNOWLEDGED: a loss read back from the bucket. Not counted again.
-function commands.known_lost(id, dl, doc, ready, reason, acknowledged)
+-- known_lost ID DEADLINE DOC WORDS READY SIZE REASON ACKNOWLEDGED: a loss read back from the bucket. Not counted again.
+function commands.known_lost(id, dl, doc, words, ready, size, reason, acknowledged)
   local st = get(id, 'st')
   if st and st ~= 'owed' then return 0 end
-  if not st then create(id, dl, doc, ready) end
+  if not st then create(id, dl, doc, words, ready, size) end
   call('HSET', rec(id), 'rs', reason, 'er', 'lost: ' .. reason)
   if acknowledged ~= '' then call('HSET', rec(id), 'ak', acknowledged) else call('HSET', key('told', id), id, 'lost') end
   move(id, 'lost')
   return 1
 end
 
--- claim WORKER LEASE [SOURCE SLOTS]…: leases the most urgent output that may be claimed now.
--- Gives {} when there is none, else {id, fence, field, value, …}.
+-- claim WORKER LEASE [SOURCE SLOTS]…: leases the most urgent output that may be claimed now: of all that wait, the one that must begin first.
+-- Gives {} when there is none, else {id, fence, document, its words, field, value, …}.
 function commands.claim(worker, lease, ...)
   local open_at = call('HGET', P .. 'epoch', 'open_at')
   if not open_at or tonumber(open_at) > now then return {} end
@@ -251,7 +307,8 @@ function commands.claim(worker, lease, ...)
     call('ZADD', key('claimed', id), num(now + tonumber(lease)), id)
     fence = take_fence(id, worker)
   end
-  local reply = { id, fence }
+  local doc = call('HGET', key('doc', id), id)
+  local reply = { id, fence, doc, call('HGET', key('words', id), string.sub(doc, 1, WORDS_ID_BYTES)) }
   for _, v in ipairs(call('HGETALL', rec(id))) do reply[#reply + 1] = v end
   return reply
 end
@@ -295,12 +352,12 @@ function commands.alive(worker, slots, lease)
   return 1
 end
 
--- renew EPOCH LEASE WORKER [ID FENCE DEADLINE DOC READY]…: prolongs leases; gives each one's fence, '' when it is lost.
+-- renew EPOCH LEASE WORKER [ID FENCE DEADLINE DOC WORDS READY SIZE]…: prolongs leases; gives each one's fence, '' when it is lost.
 -- After the ledger was lost, what a worker still holds is asserted again under a new fence, unless somebody else has it.
 function commands.renew(new, lease, worker, ...)
   local claims, fences = { ... }, {}
   local epoch = commands.begin(new)[1]
-  for i = 1, #claims, 5 do
+  for i = 1, #claims, 7 do
     local id, fence = claims[i], claims[i + 1]
     if owns(id, fence) then
       call('ZADD', key('claimed', id), 'XX', num(now + tonumber(lease)), id)
@@ -311,7 +368,7 @@ function commands.renew(new, lease, worker, ...)
       fences[#fences + 1] = get(id, 'fe') -- asserted already, but the answer was lost, or another thread asked
     elseif (get(id, 'st') or 'owed') == 'owed' then
       if not get(id, 'st') then
-        create(id, claims[i + 2], claims[i + 3], claims[i + 4])
+        create(id, unpack(claims, i + 2, i + 6))
         if call('EXISTS', key('counting', id)) == 1 then call('HSET', rec(id), 'as', '1') end
       end
       note(id, 'asserted again by ' .. worker .. ' after the ledger was made anew')
@@ -325,21 +382,22 @@ function commands.renew(new, lease, worker, ...)
   return fences
 end
 
--- archived ID KEY BYTES UNPROVEN: its receipt stands. True whoever says so; counted once. Gives 1 when this call counted it.
+-- archived ID KEY BYTES UNPROVEN SECONDS: it took so long ('' when that says nothing of the next one), its receipt stands. True whoever says so; counted once. Gives 1 when this call counted it.
 -- When the ledger was lost while the receipt was written, nobody knows whether the count saw it: count again.
-function commands.archived(id, object, bytes, unproven)
+function commands.archived(id, object, bytes, unproven, seconds)
   local st = get(id, 'st')
-  local source = string.match(id, '^([^/]+)/')
+  local source = source_of(id)
   if not st or get(id, 'as') then call('SADD', P .. 'recount', source) end
   if not st or st == 'archived' then return 0 end
   note(id, 'archived')
   call('HSET', rec(id), 'ky', object, 'er', '')
   move(id, 'archived')
-  local seconds = math.max(0, now - tonumber(get(id, 'rd')))
+  local latency = math.max(0, now - tonumber(get(id, 'rd')))
   for _, bound in ipairs({ '1', '5', '15', '60', '300', '900', '3600', '14400', '86400', '604800', '+Inf' }) do
-    if bound == '+Inf' or seconds <= tonumber(bound) then count('ready_to_archived', source .. '|' .. bound, 1) end
+    if bound == '+Inf' or latency <= tonumber(bound) then count('ready_to_archived', source .. '|' .. bound, 1) end
   end
-  count('ready_to_archived_sum', source, num(seconds))
+  count('ready_to_archived_sum', source, num(latency))
+  if seconds ~= '' then learn(source, tonumber(bytes), tonumber(seconds)) end
   count_receipt(id, source)
   count('archived', source, 1)
   count('archived_bytes', source, bytes)
@@ -422,7 +480,7 @@ function commands.lose(id, fence, reason, err)
   call('HDEL', rec(id), 'ak')
   note(id, 'lost (' .. reason .. '): ' .. err)
   move(id, 'lost')
-  count('lost', string.match(id, '^([^/]+)/') .. '|' .. reason, 1)
+  count('lost', source_of(id) .. '|' .. reason, 1)
   return 1
 end
 
@@ -467,9 +525,26 @@ function commands.forget(source, before)
   local ids = call('ZRANGEBYSCORE', P .. 'archived:' .. source, '-inf', '(' .. before, 'LIMIT', 0, 1000)
   for _, id in ipairs(ids) do
     call('DEL', rec(id))
+    call('HDEL', P .. 'doc:' .. source, id)
     call('ZREM', P .. 'archived:' .. source, id)
   end
   return #ids
+end
+
+-- backlog SOURCE MOST: what is open, by deadline; of more than MOST every so manieth. Gives how many there are, how many
+-- outputs were measured, then for each shown {deadline, expected seconds, not before, '1' while it is collected}.
+function commands.backlog(source, most)
+  local open = P .. 'open:' .. source
+  local total = call('ZCARD', open)
+  local shown = math.min(total, tonumber(most))
+  local reply = { total, tonumber(call('HGET', P .. 'rate:' .. source, 'n') or '0') }
+  local ids = shown == total and call('ZRANGE', open, 0, -1)
+  for i = 0, shown - 1 do
+    local id = ids and ids[i + 1] or call('ZRANGE', open, math.floor((i + 0.5) * total / shown), math.floor((i + 0.5) * total / shown))[1]
+    local st, dl, nb, size = unpack(call('HMGET', rec(id), 'st', 'dl', 'nb', 'sz'))
+    reply[#reply + 1] = { dl, num(expected(source, size)), nb or '0', st == 'claimed' and '1' or '' }
+  end
+  return reply
 end
 
 -- pace SOURCE INTERVAL MOST: one call's turn (GCRA without burst). Gives how long to wait for it; nothing is taken when that

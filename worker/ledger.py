@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
 from importlib import resources
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -33,6 +34,8 @@ _T = TypeVar("_T")
 
 PREFIX = "lastcall:"
 _SCRIPT = resources.files("worker").joinpath("ledger.lua").read_text(encoding="utf-8")
+_WORDS_ID_BYTES = 6
+_MOST_WORDS = 4096
 _CALL_MAY_WAIT_SECONDS = 30.0
 _LOG_IN_TURN_MS = 60_000
 _SENTINEL_PORT = 26379
@@ -121,6 +124,7 @@ class SourceStatus:
     nearest_deadline: datetime | None
     last_poll_at: datetime | None
     last_poll_result: str | None
+    last_poll_error: str | None
     paused_until: datetime | None
     paused_why: str | None
 
@@ -136,15 +140,15 @@ class Pause:
 
 
 def _seconds(at: datetime) -> str:
-    return f"{at.timestamp():.6f}"
+    return f"{at.timestamp():.6f}".rstrip("0").rstrip(".")  # Redis keeps a whole number in a few bytes
 
 
 def _instant(text: bytes | str | float | None) -> datetime | None:
     return None if text is None or text in (b"", "") else datetime.fromtimestamp(float(text), UTC)
 
 
-def _pack(output: Output) -> bytes:
-    """Write what `Output` holds beside its id and deadline; compressed, since most of it is the vendor's document."""
+def _document(output: Output) -> bytes:
+    """Write what `Output` holds beside its id and deadline; most of it is the vendor's document."""
     document = {
         "c": output.completed_at.timestamp(),
         "f": output.filename,
@@ -154,11 +158,20 @@ def _pack(output: Output) -> bytes:
         "d": output.downloads,
         "j": output.job,
     }
-    return zlib.compress(json.dumps(document, separators=(",", ":"), sort_keys=True).encode(), 6)
+    return json.dumps(document, separators=(",", ":"), sort_keys=True).encode()
 
 
-def _unpack(identity: str, deadline: bytes | str, packed: bytes) -> Output:
-    document = json.loads(zlib.decompress(packed))
+def _pack(document: bytes, words: bytes) -> bytes:
+    """Compress a document with `words` that the reader has too: one document of a source says most of what the next one says.
+
+    It begins with an id of the words, as ledger.lua knows.
+    """
+    packer = zlib.compressobj(9, wbits=-zlib.MAX_WBITS, zdict=words)
+    return blake2b(words, digest_size=_WORDS_ID_BYTES).digest() + packer.compress(document) + packer.flush()
+
+
+def _unpack(identity: str, deadline: bytes | str, packed: bytes, words: bytes) -> Output:
+    document = json.loads(zlib.decompressobj(wbits=-zlib.MAX_WBITS, zdict=words).decompress(packed[_WORDS_ID_BYTES:]))
     checksum = document["k"]
     return Output(
         id=OutputId.parse(identity),
@@ -251,6 +264,8 @@ class Ledger:
         self._redis = connect(url)
         self._script = self._redis.register_script(_SCRIPT)
         self._clock = clock
+        self._words: dict[str, bytes] = {}  # of each source, to write documents with
+        self._words_read: dict[tuple[str, bytes], bytes] = {}
         self.lease_seconds = lease.total_seconds()
         self.worker = worker
 
@@ -327,8 +342,26 @@ class Ledger:
             found = pipe.execute()
         return {output: OutputState(state.decode()) if state else None for output, state in zip(wanted, found, strict=True)}
 
-    def _facts(self, output: Output) -> tuple[str, str, bytes, str]:
-        return str(output.id), _seconds(output.deadline), _pack(output), _seconds(output.completed_at)
+    def _facts(self, output: Output) -> tuple[str, str, bytes, bytes, str, str | int]:
+        document, source = _document(output), output.id.source
+        words = self._words.get(source)
+        if words is None:  # those of another process, else this very document: the next ones will be much like it
+            with _edge():
+                found = self._redis.hvals(f"{PREFIX}words:{source}")
+            words = self._words[source] = found[0] if found else document[:_MOST_WORDS]
+        size = "" if output.size is None else output.size
+        return str(output.id), _seconds(output.deadline), _pack(document, words), words, _seconds(output.completed_at), size
+
+    def _words_of(self, source: str, packed: bytes) -> bytes:
+        """Give the words that a document was packed with."""
+        identity = (source, packed[:_WORDS_ID_BYTES])
+        if identity not in self._words_read:
+            with _edge():
+                found = self._redis.hget(f"{PREFIX}words:{source}", identity[1])
+            if found is None:
+                raise LedgerUnavailableError("Redis: emptied while it was read")
+            self._words_read[identity] = found
+        return self._words_read[identity]
 
     def owe(self, output: Output, *, recheck: bool) -> str:
         """Write down what a listing shows. Gives the state before: ``""`` when it is new.
@@ -365,16 +398,16 @@ class Ledger:
         if not reply:
             return None
         identity, fence = reply[0].decode(), reply[1].decode()
-        fields = dict(zip((key.decode() for key in reply[2::2]), reply[3::2], strict=True))
+        fields = dict(zip((key.decode() for key in reply[4::2]), reply[5::2], strict=True))
         ready = _instant(fields["rd"])
         assert ready is not None  # noqa: S101 - written by `create` for every record
         return Claim(
-            output=_unpack(identity, fields["dl"], fields["doc"]),
+            output=_unpack(identity, fields["dl"], reply[2], reply[3]),
             fence=fence,
-            attempts=int(fields["at"]),
-            downloads=int(fields["dn"]),
+            attempts=int(fields.get("at", 0)),
+            downloads=int(fields.get("dn", 0)),
             ready_at=ready,
-            recheck=int(fields["at"]) > 1 or fields.get("rc") == b"1" or fields["st"] == b"lost",
+            recheck=int(fields.get("at", 0)) > 1 or fields.get("rc") == b"1" or fields["st"] == b"lost",
             probe=fields["st"] == b"lost",
         )
 
@@ -387,17 +420,20 @@ class Ledger:
         """Prolong the leases of (output, fence); gives each one's fence, which is new after an epoch, or ``""`` when lost."""
         fences: list[str] = []
         for batch in _batches(claims):
-            arguments: list[str | bytes] = []
+            arguments: list[str | bytes | int] = []
             for output, fence in batch:
-                identity, deadline, document, ready = self._facts(output)
-                arguments += [identity, fence, deadline, document, ready]
+                identity, *facts = self._facts(output)
+                arguments += [identity, fence, *facts]
             renewed = self._run("renew", secrets.token_hex(8), self.lease_seconds, self.worker, *arguments)
             fences += [fence.decode() for fence in renewed]
         return fences
 
-    def archived(self, output: OutputId, key: str, size: int, *, unproven: bool) -> bool:
-        """Settle: its receipt stands. True when this call counted it."""
-        return bool(self._run("archived", str(output), key, size, int(unproven)))
+    def archived(self, output: OutputId, key: str, size: int, *, unproven: bool, seconds: float | None = None) -> bool:
+        """Settle: its receipt stands. True when this call counted it.
+
+        `seconds`: from claim to receipt, None where that tells nothing of how long the source's outputs take.
+        """
+        return bool(self._run("archived", str(output), key, size, int(unproven), "" if seconds is None else seconds))
 
     def again(self, output: OutputId, fence: str, not_before: datetime, error: str) -> bool:
         """Settle: a passing fault; owed again, not before `not_before`. False when the lease is no longer ours."""
@@ -568,6 +604,11 @@ class Ledger:
         with _edge():
             self._redis.set(f"{PREFIX}beat", self.now().timestamp())
 
+    def trim_queue(self, queue: str, most: int) -> None:
+        """Keep the newest `most` messages of a Celery queue."""
+        with _edge():
+            self._redis.ltrim(queue, 0, most - 1)
+
     def beat_at(self) -> datetime | None:
         """When a beat last ticked."""
         with _edge():
@@ -611,9 +652,7 @@ class Ledger:
 
     def record(self, output: OutputId) -> Record | None:
         """What the ledger knows of one output."""
-        with _edge():
-            fields = self._redis.hgetall(f"{PREFIX}o:{output}")
-        return _record(str(output), fields) if fields else None
+        return next(self._records(output.source, [str(output)]), None)
 
     def records(self, source: str, state: OutputState | None = None) -> Iterator[Record]:
         """What the ledger knows of the outputs of `source`, those that may still be archived first, most urgent first."""
@@ -632,13 +671,18 @@ class Ledger:
                 pipe.zrange(f"{PREFIX}{name}:{source}", 0, -1)
             indexes = pipe.execute()
         for page in _batches(identity.decode() for index in indexes for identity in index):
-            with _edge(), self._redis.pipeline(transaction=False) as pipe:
-                for identity in page:
-                    pipe.hgetall(f"{PREFIX}o:{identity}")
-                found = pipe.execute()
-            for identity, fields in zip(page, found, strict=True):
-                if fields and (state is None or fields[b"st"].decode() == state):
-                    yield _record(identity, fields)
+            yield from (record for record in self._records(source, page) if state in {None, record.state})
+
+    def _records(self, source: str, identities: list[str]) -> Iterator[Record]:
+        """Read the records of `identities`; those that are gone meanwhile are left out."""
+        with _edge(), self._redis.pipeline() as pipe:
+            pipe.hmget(f"{PREFIX}doc:{source}", identities)
+            for identity in identities:
+                pipe.hgetall(f"{PREFIX}o:{identity}")
+            documents, *found = pipe.execute()
+        for identity, fields, packed in zip(identities, found, documents, strict=True):
+            if fields:
+                yield _record(fields, _unpack(identity, fields[b"dl"], packed, self._words_of(source, packed)))
 
     def status(self, source: str, at_risk: timedelta) -> SourceStatus:
         """One source's row of ``status``. One round trip, whatever the backlog."""
@@ -668,6 +712,7 @@ class Ledger:
             nearest_deadline=_instant(head[0][1]) if head else None,
             last_poll_at=_instant(poll.get(b"at")),
             last_poll_result=poll[b"result"].decode() if poll else None,
+            last_poll_error=(json.loads(poll[b"detail"]).get("error") or None) if poll else None,
             paused_until=until if until and until > now else None,
             paused_why=why.decode() if why and until and until > now else None,
         )
@@ -720,7 +765,7 @@ def _flat(slots: Mapping[str, int]) -> list[str | float]:
     return [part for source, most in slots.items() for part in (source, most)]
 
 
-def _record(identity: str, fields: Mapping[bytes, bytes]) -> Record:
+def _record(fields: Mapping[bytes, bytes], output: Output) -> Record:
     history = []
     for line in fields.get(b"hi", b"").decode(errors="replace").split("\n"):
         at, _, what = line.partition(" ")
@@ -734,11 +779,11 @@ def _record(identity: str, fields: Mapping[bytes, bytes]) -> Record:
         return value or None
 
     return Record(
-        output=_unpack(identity, fields[b"dl"], fields[b"doc"]),
+        output=output,
         state=OutputState(fields[b"st"].decode()),
-        attempts=int(fields[b"at"]),
-        downloads=int(fields[b"dn"]),
-        not_before=_instant(fields[b"nb"]),
+        attempts=int(fields.get(b"at", 0)),
+        downloads=int(fields.get(b"dn", 0)),
+        not_before=_instant(fields.get(b"nb")),
         last_error=text(b"er"),
         key=text(b"ky"),
         reason=text(b"rs"),

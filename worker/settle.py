@@ -33,6 +33,7 @@ log = structlog.get_logger()
 
 _BYTES_WERE_OFFERED = (IncompleteBodyError, DecodeError, TooSlowError, ArchiveUnavailableError)
 _FIRST_PAUSE = timedelta(minutes=15)
+_BUCKET_PAUSE = timedelta(seconds=20)
 _LONGEST_PAUSE = timedelta(hours=6)
 
 
@@ -110,14 +111,37 @@ def pause_if_refused(daemon: Daemon, source: str, exc: LastcallError) -> None:
         _pause(daemon, source, str(exc), daemon.fingerprint(daemon.settings.sources[source], epoch))
 
 
+def resume_everything(daemon: Daemon) -> None:
+    """While the bucket refuses us: look at it when the pause's time is up, and go on when it does so no longer."""
+    pause = daemon.ledger.paused(None)
+    if pause is None or pause.until > daemon.ledger.now() or not daemon.ledger.once("look:archive", timedelta(seconds=10)):
+        return
+    try:
+        daemon.archive.check()
+    except (ArchiveRefusedError, ArchiveUnavailableError) as exc:
+        _pause(daemon, None, str(exc), "")
+        return
+    bucket_works(daemon)
+
+
+def bucket_works(daemon: Daemon) -> None:
+    """The bucket has just taken something: if everything was paused since it refused us, go on."""
+    if daemon.ledger.resume(None):
+        log.info("resumed", source=None)
+        daemon.ledger.queue_alert("the bucket takes files again")
+
+
 def _pause(daemon: Daemon, source: str | None, why: str, fingerprint: str) -> None:
-    """15 minutes, doubling to 6 hours; a quarter of what is left to the nearest deadline when that is sooner."""
+    """15 minutes, doubling to 6 hours; a quarter of what is left to the nearest deadline when that is sooner.
+
+    The bucket is ours to ask, and everything waits for it: a few tries every 20 s are no storm.
+    """
     now = daemon.ledger.now()
     before = daemon.ledger.paused(source)
     if before and before.until > now and before.fingerprint == fingerprint:
         return  # another thread met the same refusal
     times = before.times + 1 if before else 1
-    delay = min(_FIRST_PAUSE * 2 ** (times - 1), _LONGEST_PAUSE) if source else timedelta(minutes=1)
+    delay = min(_FIRST_PAUSE * 2 ** (times - 1), _LONGEST_PAUSE) if source else _BUCKET_PAUSE
     for name in [source] if source else daemon.sources:
         nearest = daemon.ledger.status(name, timedelta(0)).nearest_deadline
         if nearest:

@@ -344,7 +344,7 @@ class _Words:
     def about_the_task(self, where: str) -> LastcallError | None:
         """Give the error for a documented text about a task, None when there is none of them."""
         if self._says("invalid task type", "only export tasks"):
-            return HeldError(f"{where}: not an export, so there is no file to be had; `lastcall acknowledge` it")
+            return HeldError(f"{where}: not an export any more, so there is no file to be had; look at the task at the vendor")
         if self._says("status is not done"):
             return NotReadyError(f"{where}: not done")
         if self._says("invalid result"):
