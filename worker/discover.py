@@ -150,6 +150,7 @@ def _result(exc: LastcallError) -> str:
 def _list(daemon: Daemon, source: str, found: Discovery, stamp: Callable[[float], None], *, by_hand: bool) -> None:
     settings = daemon.settings.sources[source]
     began = daemon.ledger.now()
+    epoch, _ = daemon.ledger.epoch()
     first = daemon.ledger.is_first_pass(source)
     running: set[str] = set()
     listed = _stamped(daemon.sources[source].jobs(began - settings.retention - timedelta(days=1)), stamp)
@@ -161,6 +162,8 @@ def _list(daemon: Daemon, source: str, found: Discovery, stamp: Callable[[float]
     for job_id, since in daemon.ledger.note_running(source, running).items():
         if began - since > _LONG_RUNNING:
             _note_oddity(daemon, source, job_id, f"running for more than {_LONG_RUNNING.days} day")
+    if daemon.ledger.epoch()[0] != epoch:
+        return  # the ledger was lost meanwhile, so this pass does not count: the next one is the first
     before = daemon.ledger.complete_pass(source, began)
     if before is not None:
         daemon.ledger.forget(source, before)
@@ -261,7 +264,8 @@ def _note_jobs(daemon: Daemon, source: str, jobs: list[Job], found: Discovery, *
     for output in outputs:
         if receipt := receipts.get(output.id):
             found.adopted += daemon.ledger.adopt(output, receipt.key)
-        elif daemon.ledger.owe(output, recheck=recheck) in {"", "empty"}:
+        # What the ledger knew a moment ago and does not know any more was forgotten with the ledger: it may be archived.
+        elif daemon.ledger.owe(output, recheck=recheck or states[output.id] is not None) in {"", "empty"}:
             found.owed += 1
             log.info("discovered", output=str(output.id), deadline=timestamp(output.deadline))
 
