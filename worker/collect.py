@@ -20,6 +20,7 @@ from worker.archive import StoredObject, Upload
 from worker.daemon import Daemon
 from worker.decode import Decoder
 from worker.errors import (
+    ArchiveRefusedError,
     DecodeError,
     HeldError,
     KeyConflictError,
@@ -35,7 +36,7 @@ from worker.errors import (
 from worker.keeper import Held
 from worker.ledger import Claim
 from worker.model import Link, Output, Receipt, Wrapping
-from worker.settle import again, settle
+from worker.settle import again, bucket_works, pause_if_refused, settle
 
 log = structlog.get_logger()
 
@@ -60,6 +61,7 @@ def collect(daemon: Daemon) -> str | None:
             again(daemon, claim, lease, f"defect: {type(exc).__name__}", None)
             raise
         daemon.ledger.archived(output, receipt.key, receipt.size, unproven=not receipt.proof)
+        bucket_works(daemon)
         seconds = (datetime.now(UTC) - began).total_seconds()
         log.info("archived", size=receipt.size, sha256=receipt.sha256, downloads=receipt.downloads, seconds=round(seconds, 3))
         return f"{output}: archived {receipt.filename}, {receipt.size:,} bytes in {seconds:.1f} s"
@@ -148,7 +150,12 @@ def _download(daemon: Daemon, claim: Claim, lease: Held, link: Link, standing: l
     output, source = claim.output, daemon.sources[claim.output.id.source]
     number = _spend(daemon, claim, lease, link)
     algorithm = output.checksum.algorithm if output.checksum else None
-    upload = daemon.archive.open_upload(output.id, lease, keep=link.counted, algorithm=algorithm)
+
+    def refused(exc: ArchiveRefusedError) -> None:
+        with suppress(LedgerUnavailableError):  # others will meet the refusal, too
+            pause_if_refused(daemon, output.id.source, exc)
+
+    upload = daemon.archive.open_upload(output.id, lease, keep=link.counted, algorithm=algorithm, refused=refused)
     result = "failed"
     try:
         with fetch.open_download(

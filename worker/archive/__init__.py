@@ -82,11 +82,21 @@ class Archive:
         """Read an object whole: its size and its hex digests by algorithm. Raises `HeldError` when it does not exist."""
         return read_back(self._bucket, key, algorithms, lease)
 
-    def open_upload(self, output: OutputId, lease: Lease, *, keep: bool, algorithm: str | None) -> Upload:
+    def open_upload(
+        self,
+        output: OutputId,
+        lease: Lease,
+        *,
+        keep: bool,
+        algorithm: str | None,
+        refused: Callable[[ArchiveRefusedError], None] | None = None,
+    ) -> Upload:
         """Begin an upload for `output`. `keep`: the bytes must not be fetched twice, so a copy of all of them stays on disk
-        until the object is complete. `algorithm`: the vendor's digest to compute beside sha256.
+        until the object is complete. `algorithm`: the vendor's digest to compute beside sha256. `refused` is told once when S3
+        refuses us; with it, the upload waits until that was put right (as long as its lease allows where `keep` is set, else
+        for some minutes) instead of dropping the bytes in hand.
         """
-        return Upload(self._bucket, self._spool, self._senders, output, lease, keep=keep, algorithm=algorithm)
+        return Upload(self._bucket, self._spool, self._senders, output, lease, keep=keep, algorithm=algorithm, refused=refused)
 
     def abort_uploads(self, output: Output) -> int:
         """Abort every unfinished multipart upload of `output`; gives how many. For the holder of its lease alone: whoever

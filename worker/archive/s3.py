@@ -7,12 +7,13 @@ package: `NotThereError`, `StandsError` and `VanishedError`.
 from __future__ import annotations
 
 import email.utils
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import boto3.session
 import structlog
@@ -36,6 +37,7 @@ CONNECTIONS = 256  # an upper bound only: more threads than connections would th
 PATIENCE_SECONDS = 20
 PATIENCE_TRIES = 6
 _WAIT = tenacity.wait_random_exponential(multiplier=0.2, max=10)  # full jitter, so that workers don't come back in step
+REFUSED_SECONDS = (5, 10)  # a person is needed, so there is no hurry
 LOOK_SECONDS = 0.25  # how often a wait asks its lease
 
 _PERMISSIONS = {
@@ -86,6 +88,14 @@ class VanishedError(Exception):
     """404: the unfinished multipart upload, or a part of it, is gone."""
 
 
+@runtime_checkable
+class Holder(Lease, Protocol):
+    """A lease with bytes in hand."""
+
+    def goes_on_refused(self, exc: ArchiveRefusedError) -> bool:
+        """Say whether to go on asking although S3 refuses us, until somebody puts that right."""
+
+
 class Bucket:
     """The bucket of one ``[archive]`` table. Thread-safe."""
 
@@ -120,13 +130,22 @@ class Bucket:
         return self.patiently(lease, lambda: self.ask(operation, then=then, **params))
 
     def patiently(self, lease: Lease | None, work: Callable[[], T]) -> T:
-        """Do `work` until S3 is available: as long as `lease` allows, or for `PATIENCE_SECONDS` without one."""
+        """Do `work` until S3 is available: as long as `lease` allows, or for `PATIENCE_SECONDS` without one.
+
+        A refusal ends it at once, unless `lease` is a `Holder` that goes on.
+        """
+
+        def may_pass(exc: BaseException) -> bool:
+            if isinstance(exc, ArchiveRefusedError):
+                return isinstance(lease, Holder) and lease.goes_on_refused(exc)
+            return isinstance(exc, ArchiveUnavailableError)
+
         enough = tenacity.stop_any(
             tenacity.stop_after_attempt(PATIENCE_TRIES),
             tenacity.stop_before_delay(PATIENCE_SECONDS),
         )
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(ArchiveUnavailableError),
+            retry=tenacity.retry_if_exception(may_pass),
             wait=_wait,
             stop=tenacity.stop_never if lease else enough,
             sleep=lambda seconds: sleep(seconds, lease),
@@ -343,6 +362,8 @@ def _retry_after(header: str) -> datetime | None:
 def _wait(state: tenacity.RetryCallState) -> float:
     """Back off with jitter, and at least until the time that S3 named."""
     exc = state.outcome.exception() if state.outcome else None
+    if isinstance(exc, ArchiveRefusedError):
+        return random.uniform(*REFUSED_SECONDS)
     named = exc.not_before if isinstance(exc, ArchiveUnavailableError) else None
     seconds = (named - datetime.now(UTC)).total_seconds() if named else 0.0
     return max(_WAIT(state), seconds)

@@ -44,6 +44,8 @@ MEMORY_BLOCKS_EACH = 3
 SILENCE_SECONDS = 2
 # A body up to this size is sent as one bytes object; a longer one as a stream, whose time limit holds per piece.
 _AT_ONCE_BYTES = 2**20
+# How long an upload whose bytes can be fetched again waits, slot and all, for credentials to be put right.
+REFUSED_SECONDS_AT_MOST = 600.0
 ABORT_SECONDS = 5  # how long `abort` waits for S3; what it could not clean up is swept later
 
 
@@ -85,9 +87,13 @@ class Upload:
         *,
         keep: bool,
         algorithm: str | None,
+        refused: Callable[[ArchiveRefusedError], None] | None,
     ) -> None:
         self._bucket, self._spool, self._senders = bucket, spool, senders
         self._output, self._lease, self._keep = output, lease, keep
+        self._when_refused = refused
+        self._refused_seconds = float("inf") if keep else REFUSED_SECONDS_AT_MOST
+        self._refused_since: float | None = None
         self._log = log.bind(source=output.source, job=output.job_id, output=output.output_id)
         self._hashes = {name: hashlib.new(name, usedforsecurity=False) for name in {"sha256", algorithm or "sha256"}}
         self._size = 0
@@ -183,6 +189,17 @@ class Upload:
         if self._ended:
             raise StoppedError("this upload was aborted")
         self._lease.check()
+
+    def goes_on_refused(self, exc: ArchiveRefusedError) -> bool:
+        """Say that S3 refuses us, once, and keep the bytes: what was refused is asked again now and then."""
+        if self._when_refused is None:
+            return False
+        with self._changed:
+            first = self._refused_since is None
+            since = self._refused_since = self._refused_since or time.monotonic()
+        if first:
+            self._when_refused(exc)
+        return time.monotonic() - since < self._refused_seconds
 
     def __del__(self) -> None:
         if not getattr(self, "_ended", True):
