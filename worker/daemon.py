@@ -9,13 +9,12 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from hashlib import blake2b
 
 from worker.archive import Archive
 from worker.connect import Session, open_session
-from worker.errors import ConfigurationError
 from worker.keeper import Keeper
 from worker.ledger import Ledger
+from worker.seal import SealedShared, digest
 from worker.settings import Settings, SourceSettings
 from worker.sources import open_source
 from worker.sources.base import Source
@@ -40,14 +39,8 @@ class Daemon:
         return {name: self.settings.sources[name].max_concurrent_downloads for name in self.sources}
 
     def fingerprint(self, source: SourceSettings, epoch: str) -> str:
-        """Tell whether the secrets of `source` changed, without telling what they are: keyed with the ledger's epoch."""
-        digest = blake2b(key=epoch.encode(), digest_size=16)
-        for key, secret in sorted(source.secrets().items()):
-            try:
-                digest.update(f"{key}={secret.reveal()}\0".encode())
-            except ConfigurationError:
-                digest.update(f"{key} cannot be read\0".encode())
-        return digest.hexdigest()
+        """Tell whether the secrets of `source` changed, without telling what they are."""
+        return digest(source, f"lastcall fingerprint {epoch}").hex()
 
 
 def open_daemon(settings: Settings) -> Daemon:
@@ -62,7 +55,8 @@ def open_daemon(settings: Settings) -> Daemon:
         archive=Archive(settings.archive, spool_bytes=settings.worker.spool_bytes),
         keeper=Keeper(ledger, stop, slots=settings.worker.concurrency, grace=STOP_GRACE),
         sources={
-            name: open_source(source, ledger.shared(name, source.requests_per_second, stop)) for name, source in enabled.items()
+            name: open_source(source, SealedShared(source, ledger.shared(name, source.requests_per_second, stop)))
+            for name, source in enabled.items()
         },
         sessions={name: open_session(source) for name, source in enabled.items()},
     )
