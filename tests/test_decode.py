@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -338,3 +340,24 @@ def test_a_name_that_comes_first_is_known_at_once():
     decoder = Decoder(SC, filename=None)
     decoder.feed('{"FileName":"été.csv","Content":"'.encode() + b"A" * decode._HEAD_BYTES)
     assert (decoder.filename, decoder.named) == ("été.csv", True)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<!---->" * 500 + b"x",
+        b"<!--" * 1000,
+        b'{"a":0,' + b'"a":0,' * 170_000,
+        b"{" + b'"' * 1_000_000,
+        b'{"Content":"' + b"\\" * 1_000_000,
+    ],
+    ids=["comments", "comment in comment", "members", "quotes", "backslashes"],
+)
+def test_no_body_takes_long_to_tell_what_it_is(body):
+    began = time.process_time()
+    for wrapping in Wrapping:
+        decoder = Decoder(wrapping, filename=None)
+        with contextlib.suppress(DecodeError, RefusedError):
+            decoder.feed(body)
+            decoder.finish()
+    assert time.process_time() - began < 5, "a stranger must not stop a worker with a megabyte"

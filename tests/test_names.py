@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import unicodedata
 from urllib.parse import quote
 
@@ -142,3 +143,13 @@ def test_a_name_without_extension_gets_the_one_of_its_first_bytes(name, head, wh
 )
 def test_the_media_type_follows_the_name(name, kind):
     assert content_type(name) == kind
+
+
+@pytest.mark.parametrize(
+    "raw", ["." * 1_000_000 + "x", ". " * 500_000, "\u202e." * 300_000, "a/" * 500_000, "é" * 1_000_000, "=?utf-8?q?" * 100_000]
+)
+def test_no_name_takes_long_to_clean(raw):
+    began = time.process_time()
+    safe_name(raw, "file")
+    from_content_disposition(f'attachment; filename="{raw[:65_000]}"')
+    assert time.process_time() - began < 5, "a stranger must not stop a worker with a name"

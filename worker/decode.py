@@ -61,11 +61,13 @@ _LOOSE_ERROR_KEYS = _ERROR_KEYS | {
     "description", "detail", "details", "exceptiontype", "instance", "messagedetail", "name", "path", "requestid", "stacktrace",
     "status", "statuscode", "timestamp", "title", "traceid", "type",
 }  # fmt: skip
-_HTML = re.compile(rb"(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
+# A comment once read stays read (``?>``): else a page of nothing but comments could be divided in 2^n ways, all tried.
+_HTML = re.compile(rb"(<\?xml[^>]*>\s*)?(?>(<!--.*?-->\s*)*)<(!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
 _XML_ERROR = re.compile(rb"(<\?xml[^>]*>\s*)?<Error\b[^>]*>\s*<Code>")
 _OFFICE = b"urn:schemas-microsoft-com:office"  # an .xls or .doc that is HTML, as many exports are
 
 _KEY = re.compile(r'[ \t\r\n]*"((?:[^"\\]|\\.)*)"[ \t\r\n]*:[ \t\r\n]*')
+_BLANKS = re.compile(r"[ \t\r\n]*")
 _ESCAPE = re.compile(rb"\\u00([0-7][0-9A-Fa-f])")
 _UNFINISHED_ESCAPE = re.compile(rb"\\(u[0-9A-Fa-f]{0,3})?\Z")
 
@@ -266,10 +268,9 @@ def _scan(head: bytes, start: int, content_keys: set[str], *, numbers: bool) -> 
         if key.lower() == "filename" and isinstance(value, str):
             found.filename = json.loads(head[at:end].decode(errors="replace"), strict=False) or None
         document[key] = value
-        rest = text[end:].lstrip(" \t\r\n")
-        at = len(text) - len(rest) + 1
-        if not rest.startswith(","):
-            if rest.startswith("}") and not rest[1:].strip(" \t\r\n"):
+        at = _BLANKS.match(text, end).end() + 1  # type: ignore[union-attr]  # it matches nothing as well
+        if not text.startswith(",", at - 1):
+            if text.startswith("}", at - 1) and not text[at:].strip(" \t\r\n"):
                 found.document = document
             return found
     return found

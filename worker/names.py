@@ -116,7 +116,10 @@ def _clean(raw: str) -> str:
     visible = "".join(char for char in raw if unicodedata.category(char) not in _INVISIBLE)
     parts = [stripped for part in re.split(r"[/\\]", visible) if (stripped := part.strip())]
     name = unicodedata.normalize("NFC", parts[-1] if parts else "").strip()
-    name = re.sub(r"[.\s]+$", "", name)
+    end = len(name)
+    while end and (name[end - 1] == "." or name[end - 1].isspace()):  # a pattern would take hours over a megabyte of dots
+        end -= 1
+    name = name[:end]
     if _DEVICES.fullmatch(name):
         name = "_" + name
     return _shorten(name)
