@@ -514,4 +514,28 @@ def test_loose_names_match_in_any_case_and_with_underscores() -> None:
 
 def test_a_receipts_copy_has_no_named_fields_and_no_links() -> None:
     document = {"Token": 1, "a": [{"token": 2, "b": "https://x"}, "s3://y"], "c": "see https://x", "Keep": None}
-    assert receipt_copy(document, drop={"token"}) == {"a": [{}], "c": "see https://x", "Keep": None}
+    assert receipt_copy(document, drop={"token"}) == {"a": [{}], "c": "see (link)", "Keep": None}
+
+
+def test_a_receipts_copy_has_nothing_that_is_called_like_a_secret_whichever_vendor_it_is() -> None:
+    names = ("Access_Token", "clientSecret", "API-Key", "password", "Authorization", "signature", "credentials")
+    document = {"deep": [dict.fromkeys(names, "secret"), {"passwordProtected": True, "tokens_used": 3}]}
+    assert receipt_copy(document) == {"deep": [{}, {"passwordProtected": True, "tokens_used": 3}]}
+
+
+def test_a_document_that_is_too_large_to_keep_with_each_output_is_only_mentioned() -> None:
+    assert list(receipt_copy({"note": "x" * 300_000})) == ["omitted"]
+    text = "a" * 5_000_000
+    assert receipt_copy({"note": text[:200_000]}) == {"note": text[:200_000]}
+    began = time.process_time()
+    receipt_copy({"note": f"{text} s3://x {text}"})
+    assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize("unit", [b"{},", b"[],", b"0,", b'"",', b'{"a":0},'])
+def test_an_answer_that_would_fill_the_memory_is_refused_before_it_is_read(unit: bytes) -> None:
+    body = b"[" + unit * ((16 * 2**20) // len(unit)) + b"0]"
+    began = time.process_time()
+    with pytest.raises(VendorReplyError, match="more values"):
+        parse_json(body, "list")
+    assert time.process_time() - began < 1

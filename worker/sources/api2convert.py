@@ -7,7 +7,6 @@ with, and what the download host answers in a bad case is not documented: the ou
 
 from __future__ import annotations
 
-import re
 from collections.abc import Generator, Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -58,7 +57,6 @@ _NOT_KEPT = frozenset(
         *("details", "secret", "access_token", "refresh_token", "api_key", "apikey", "signature", "authorization"),
     }
 )
-_LINK_IN_TEXT = re.compile(r"\S*://\S*")
 
 log = structlog.get_logger(__name__)
 
@@ -409,17 +407,4 @@ def _kept(document: JsonObject, row: JsonObject) -> JsonObject:
         for item in (inputs if isinstance(inputs, list) else ())
         if isinstance(item, dict)
     ]
-    return receipt_copy({**document, "input": kept, "output": [row], **_messages(document)}, _NOT_KEPT)
-
-
-def _messages(document: JsonObject) -> JsonObject:
-    """Give the job's errors and warnings; their texts may name the very address that an input could not be read from."""
-    return {
-        key: [
-            {name: _LINK_IN_TEXT.sub("(link)", text) if isinstance(text, str) else text for name, text in item.items()}
-            for item in document[key]
-            if isinstance(item, dict)
-        ]
-        for key in ("errors", "warnings")
-        if isinstance(document.get(key), list)
-    }
+    return receipt_copy({**document, "input": kept, "output": [row]}, _NOT_KEPT)

@@ -359,7 +359,8 @@ class JsonSession:
                 return self._send(call)
         except (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as exc:
             error = transport_error(exc)
-            raise type(error)(f"{call.name}: {error}") from exc
+            # The cause is left out of the trace, where it would write the URL or a header.
+            raise type(error)(f"{call.name}: {error}") from None
 
     def _send(self, call: _Call) -> Reply:
         with closing(

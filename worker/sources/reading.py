@@ -19,6 +19,8 @@ from worker.model import JsonObject
 T = TypeVar("T")
 
 MAX_DEPTH = 64
+_MAX_VALUES = 1_000_000  # in 16 MiB there is room for five million empty ones, which would take 800 MB of memory
+_MAX_KEPT_BYTES = 256 * 1024  # of a job's document in each of its outputs' records and receipts
 _MAX_DIGITS = 400  # more digits than any number needs, fewer than Python refuses to convert (4,300)
 _TIME = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:[.,](\d+))?)?)?\s*(Z|[+-]\d\d(?::?\d\d)?)?",
@@ -26,6 +28,15 @@ _TIME = re.compile(
 )
 _INTEGER = re.compile(r"[+-]?\d{1,400}", re.ASCII)
 _LINK = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_WORD = re.compile(r"\S+")
+# What no document may bring into a receipt, whichever vendor's it is; compared without regard to case, _ and -.
+_SECRET_NAMES = frozenset(
+    {
+        *("token", "accesstoken", "refreshtoken", "idtoken", "tokensecret", "bearer", "authorization", "cookie", "session"),
+        *("password", "passwd", "passphrase", "secret", "clientsecret", "credential", "credentials", "signature"),
+        *("apikey", "accesskey", "secretkey", "privatekey", "secretaccesskey", "sastoken"),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +50,11 @@ class Moment:
 def parse_json(body: bytes, where: str) -> Any:
     """Read a JSON document that a stranger wrote. Raises `VendorReplyError` naming `where`.
 
-    Refused: NaN and infinities, nesting deeper than `MAX_DEPTH`. Of a repeated key the last value counts. An integer of
+    Refused: NaN and infinities, nesting deeper than `MAX_DEPTH`, more than a million values. Of a repeated key the last value counts. An integer of
     more digits than any counter has stays text. Lone surrogates become U+FFFD, so that every text can be written again.
     """
+    if sum(map(body.count, (b",", b"{", b"["))) > _MAX_VALUES:
+        raise VendorReplyError(f"{where}: the answer holds more values than any answer should")
     try:
         return _clean(json.loads(body, parse_constant=_refuse, parse_float=_finite, parse_int=_bounded), 0)
     except (ValueError, RecursionError) as exc:
@@ -100,22 +113,29 @@ def _offset(text: str) -> tzinfo:
 
 
 def receipt_copy(document: JsonObject, drop: Collection[str] = ()) -> JsonObject:
-    """Give `document` without the fields of `drop` (any case, any depth) and without values that are links."""
-    names = {name.casefold() for name in drop}
+    """Give `document` without the fields of `drop` (any case, any depth), without those that are called like secrets, and
+    without links: a value that is one is left out, one within a text becomes ``(link)``.
+
+    A document that is still larger than 256 KiB is replaced by a word on its size: it must be kept with each output.
+    """
+    names = {_folded(name) for name in drop} | _SECRET_NAMES
 
     def copy(value: Any) -> Any:
         if isinstance(value, dict):
             return {
                 key: copy(item)
                 for key, item in value.items()
-                if key.casefold() not in names and not (isinstance(item, str) and _LINK.match(item))
+                if _folded(key) not in names and not (isinstance(item, str) and _LINK.match(item))
             }
         if isinstance(value, list):
             return [copy(item) for item in value if not (isinstance(item, str) and _LINK.match(item))]
+        if isinstance(value, str) and "://" in value:
+            return _WORD.sub(lambda word: "(link)" if "://" in word[0] else word[0], value)
         return value
 
     result: JsonObject = copy(document)
-    return result
+    size = len(json.dumps(result))
+    return result if size <= _MAX_KEPT_BYTES else {"omitted": f"the vendor's document, {size} bytes"}
 
 
 class Fields:
@@ -224,6 +244,10 @@ class Fields:
 
 def _loosely(name: str) -> str:
     return name.replace("_", "").casefold()
+
+
+def _folded(name: str) -> str:
+    return _loosely(name).replace("-", "")
 
 
 def _exactly(name: str) -> str:
