@@ -6,9 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+import boto3
 import pytest
 import redis
 
@@ -65,6 +68,19 @@ def test_a_killed_s3_server_comes_back_on_its_port(s3_server: S3Server) -> None:
     assert not s3_server.ready()
     s3_server.start()
     s3_server.create_bucket("one")
+
+
+def test_a_bucket_that_all_may_read_shows_its_objects_without_credentials(s3_server: S3Server) -> None:
+    s3_server.create_bucket("shown")
+    client = boto3.client(
+        "s3", endpoint_url=s3_server.url, region_name="eu-west-1", aws_access_key_id="dummy", aws_secret_access_key="dummy"
+    )
+    client.put_object(Bucket="shown", Key="a/b.txt", Body=b"hello")
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(f"{s3_server.url}/shown/a/b.txt", timeout=5)
+    s3_server.let_all_read("shown")
+    with urllib.request.urlopen(f"{s3_server.url}/shown/a/b.txt", timeout=5) as answer:
+        assert answer.read() == b"hello"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import shutil
 import signal
 import socket
@@ -212,10 +213,17 @@ class S3Server(Child):
         if (status := self._ask("PUT", f"/{name}")) != 200:
             raise ConfigurationError([f"the embedded S3 answered {status} when it was asked for the bucket {name}"])
 
-    def _ask(self, method: str, path: str) -> int:
+    def let_all_read(self, name: str) -> None:
+        """Let anybody on this machine read a bucket without credentials, with a browser say."""
+        resources = [f"arn:aws:s3:::{name}", f"arn:aws:s3:::{name}/*"]
+        rule = {"Effect": "Allow", "Principal": "*", "Action": ["s3:GetObject", "s3:ListBucket"], "Resource": resources}
+        if (status := self._ask("PUT", f"/{name}?policy", json.dumps({"Version": "2012-10-17", "Statement": [rule]}))) != 200:
+            raise ConfigurationError([f"the embedded S3 answered {status} when it was asked to let all read the bucket {name}"])
+
+    def _ask(self, method: str, path: str, body: str | None = None) -> int:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
-            connection.request(method, path)
+            connection.request(method, path, body)
             answer = connection.getresponse()
             answer.read()
             return answer.status

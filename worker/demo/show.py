@@ -236,16 +236,20 @@ class _Show:
         """Throw away all that Redis knows, in the middle of it."""
         while self._elapsed < self._scene.scale.flush_at:
             yield True
-        before = sum(status.archived for status in self._statuses.values())
+        known = self._known()
         self._stage.flush_redis()
         at = self._elapsed
         what = f"FLUSHALL of Redis, {len(self._open)} outputs owed"
         self._tell("flush", what, _FAULT)
         self._survived.append("a FLUSHALL of Redis")
         yield True
-        while sum(status.archived for status in self._statuses.values()) < before:
+        while self._known() < known:
             yield True
         self._tell("flush", f"{what}: all known again {self._elapsed - at:.0f} s later", _GOOD)
+
+    def _known(self) -> int:
+        """How many outputs the ledger knows of, archived or not."""
+        return sum(status.archived for status in self._statuses.values()) + len(self._open)
 
     # --- looking -----------------------------------------------------------------------------------------------------
 

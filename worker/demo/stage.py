@@ -115,6 +115,7 @@ class Stage:
             self.redis.start()
             self.s3.start()
             self.s3.create_bucket(BUCKET)
+            self.s3.let_all_read(BUCKET)
         finally:
             preparing.join()
         self.config.write_text(self._configuration(), encoding="utf-8")
