@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
+import sys
 import threading
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import structlog
@@ -38,7 +40,7 @@ COLLECT, POLL, TICK = "lastcall.collect", "lastcall.poll", "lastcall.tick"
 _LONGEST_TICK_SECONDS = 2.0
 _TICKS_KEPT = 10  # when no worker reads them
 _ALERTS_EVERY = timedelta(seconds=10)
-_STOP_SECONDS = 28  # of the 30 that a warm stop may take
+_STOP_SECONDS = 26  # of the 30 that a warm stop may take
 _SWEEP_EVERY = timedelta(minutes=10)
 
 
@@ -48,23 +50,37 @@ def tick_seconds(settings: Settings) -> float:
     return min(_LONGEST_TICK_SECONDS, shortest / 4)
 
 
-def _broker(url: str) -> tuple[str, dict[str, str]]:
-    """Give Celery's form of a Redis URL: of sentinels it wants one URL each, and the master's name as an option."""
-    if not url.startswith("sentinel://"):
-        return url, {}
-    hosts, _, path = url.removeprefix("sentinel://").partition("/")
-    credentials, at, hosts = hosts.rpartition("@")
+class _Broker(NamedTuple):
+    url: str
+    user: str | None
+    password: str | None
+    options: dict[str, str]
+
+
+def _broker(url: str) -> _Broker:
+    """Give Celery's form of a Redis URL: of sentinels it wants one URL each, and the master's name as an option.
+
+    Credentials are taken out: Celery hides them in its first URL, but shows the others to whoever inspects a worker.
+    """
+    scheme, _, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    credentials, _, hosts = authority.rpartition("@")
+    user, _, password = (unquote(part) or None for part in credentials.partition(":"))
+    if scheme != "sentinel":
+        return _Broker(f"{scheme}://{hosts}{slash}{path}", user, password, {})
     master, _, database = path.partition("/")
-    urls = [f"sentinel://{credentials}{at}{host}/{database or 0}" for host in hosts.split(",")]
-    return ";".join(urls), {"master_name": unquote(master)}
+    urls = [f"sentinel://{host}/{database or 0}" for host in hosts.split(",")]
+    return _Broker(";".join(urls), user, password, {"master_name": unquote(master)})
 
 
 def celery_settings(settings: Settings) -> dict[str, Any]:
     """Give Celery's settings, each with its reason. A test asserts that every name is one that Celery knows."""
     seconds = tick_seconds(settings)
-    broker, sentinel = _broker(settings.redis_url.reveal())
+    broker = _broker(settings.redis_url.reveal())
     return {
-        "broker_url": broker,
+        "broker_url": broker.url,
+        "broker_user": broker.user,
+        "broker_password": broker.password,
         # A half-open connection is noticed in 10 s, and no message is lost by noticing it (FACTS 4).
         "broker_transport_options": {
             "socket_timeout": 5,
@@ -74,7 +90,7 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
             "health_check_interval": 5,
             # Wake-ups are gone once they are taken: no twin comes back after a broken connection, and none is asked for.
             "ack_emulation": False,
-            **sentinel,
+            **broker.options,
         },
         # Redis may be away for as long as it likes; the worker is there when it comes back (FACTS 5).
         "broker_connection_max_retries": None,
@@ -155,15 +171,39 @@ def _settings() -> Settings:
 # with which the worker ends. The next tick sends what is missing.
 RedisChannel.do_restore = False
 
-app = Celery("lastcall", set_as_current=True)
+class DefectError(Exception):
+    """A task met what nobody foresaw. Where and what is in the log; Celery's events, which Flower shows, get the type alone."""
+
+
+class _Discreet(Task):  # type: ignore[misc]
+    """A task that fails without telling what the failure was about: that may be a secret, and Celery tells everybody."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            return self.run(*arguments, **options)
+        except LastcallError as exc:
+            raise exc.with_traceback(None) from None
+        except Exception as exc:
+            log.exception("defect", task=self.name)
+            raise DefectError(f"{type(exc).__name__}; the log of this worker says where") from None
+
+
+app = Celery("lastcall", set_as_current=True, task_cls=_Discreet)
 app.add_defaults(lambda: celery_settings(_settings()))
 
 
 def run_worker(settings: Settings) -> None:
     """Run one worker until it is told to stop. Its name is its own, so any number may run on one host."""
     configure(settings)
+    signal.signal(signal.SIGTERM, _leave_early)
     name = f"lastcall-{secrets.token_hex(3)}@%h"
     app.worker_main(["worker", "--hostname", name, "--loglevel", "INFO", "--without-gossip", "--without-mingle"])
+
+
+def _leave_early(*_: object) -> None:
+    """Asked to stop before Celery listens for it: nothing is held yet."""
+    _close()
+    sys.exit(os.EX_OK)
 
 
 def run_beat(settings: Settings) -> None:
@@ -293,7 +333,7 @@ def _start(**_: object) -> None:
 def _stop(**_: object) -> None:
     if _Process.daemon:
         _Process.daemon.keeper.request_stop()
-    # What is held is given back after STOP_GRACE. A poll that waits for a hanging vendor holds nothing worth waiting for.
+    # What is held is given back after STOP_GRACE, save what waits for a vendor that hangs.
     last = threading.Timer(_STOP_SECONDS, _leave)
     last.daemon = True
     last.start()
@@ -301,7 +341,14 @@ def _stop(**_: object) -> None:
 
 def _leave() -> None:
     log.warning("a vendor did not answer in time; leaving without it")
-    os._exit(os.EX_OK)
+    try:
+        if _Process.daemon:
+            _Process.daemon.keeper.give_back()
+            _Process.daemon.ledger.sign_off()
+    except LedgerUnavailableError as exc:
+        log.warning("ledger unreachable; what is held is taken over when its lease ends", error=str(exc))
+    finally:
+        os._exit(os.EX_OK)
 
 
 @signals.worker_shutdown.connect

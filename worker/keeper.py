@@ -85,6 +85,15 @@ class Keeper:
             self._stopping_since = time.monotonic()
         self._stop.set()
 
+    def give_back(self) -> None:
+        """Give back all that is held, from another thread than those that hold it: they hang, and the process leaves."""
+        with self._lock:
+            held = list(self._held)
+        for one in held:
+            one.lost = True
+            if self._ledger.release(one.claim.output.id, one.fence):
+                log.info("given back", output=str(one.claim.output.id), reason="the process is stopping")
+
     @property
     def stopping(self) -> bool:
         """Whether the process was asked to stop."""
