@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -299,11 +300,11 @@ class Stage(World):
         """Assert that the ledger, its count of receipts, the audit and the bucket say the same, and that nobody crashed."""
 
         def settled() -> bool:
-            self.status = self.json("status")
-            return bool(self.status["totals"]["archived"] == len(self.truth()) and not self.status["totals"]["claimed"])
+            rows = [self.ledger.status(name, timedelta()) for name in self.sources]
+            return sum(row.archived for row in rows) == len(self.truth()) and not any(row.claimed for row in rows)
 
         wait_until(settled, 15, "the ledger to know of every receipt")
-        for name, row in self.status["sources"].items():
+        for name, row in self.json("status")["sources"].items():
             receipts = [output for output in self.receipts() if output.startswith(f"{name}/")]
             assert row["archived"] == len(receipts), name
             assert row["owed"] == row["claimed"] == row["held"] == row["lost"] == 0, name

@@ -7,11 +7,15 @@ strikes. Real processes, a real Redis, an S3 server, SIGKILL.
 from __future__ import annotations
 
 import signal
+import time
 
 import pytest
 import redis
 
+from worker.demo.api2convert import OutputFile
 from worker.demo.embedded import wait_until
+from worker.demo.server import Content
+from worker.model import OutputId
 
 # What stands in the bucket when the worker dies is never downloaded again; what was not asked for yet is asked for once.
 STANDING = {"is stored, without a receipt", "has a receipt, unknown to the ledger"}
@@ -79,3 +83,65 @@ def test_a_zombie_changes_nothing(stage, in_flight):
     assert {key: body for key, body in stage.objects().items() if "/_state/" not in key} == {
         key: body for key, body in before.items() if "/_state/" not in key
     }
+
+
+def test_what_no_vendor_lists_survives_an_emptied_redis(stage):
+    """Watched jobs, losses, and what people said about them; idle otherwise: nothing is downloaded again."""
+    watched = stage.api2convert.add_job(OutputFile("w.csv", Content("w", 500)), lasts=None, listed=False)
+    lost = [stage.sellercloud.add_job(), stage.sellercloud.add_job()]
+    stage.crayon.add_job()
+    assert stage.run("watch", "api2convert", watched.id).returncode == 0
+    assert stage.run("poll").returncode == 0
+    for job in lost:
+        job.deleted = True
+    stage.start("beat")
+    stage.workers(1)
+    names = [f"sellercloud/{job.id}/{job.id}" for job in lost]
+    wait_until(lambda: all(stage.ledger.record(OutputId.parse(name)).state == "lost" for name in names), 40, "two losses")
+    assert stage.run("acknowledge", names[0], "--reason", "known").returncode == 0
+    before, requested = stage.json("status", code=1)["totals"], stage.requested()
+    assert (before["archived"], before["lost"], before["acknowledged"]) == (1, 1, 1)
+
+    flush(stage)
+    watched.lasts = stage.api2convert.now() - watched.created_at
+    wait_until(lambda: len(stage.receipts()) == 2, 30, "the watched job's output to be archived")
+
+    def counted_again() -> bool:
+        after = stage.json("status", code=1)["totals"]
+        return (after["archived"], after["lost"], after["acknowledged"]) == (2, 1, 1)
+
+    wait_until(counted_again, 20, "the counts to be right again")
+    after = stage.requested()
+    assert {output: after[output] for output in requested} == requested
+    assert "Traceback" not in stage.logs()
+
+
+def test_any_number_of_beats_and_workers_keep_the_intervals(stage, fill):
+    """Two beats, three workers: no two listings of a source too close or too far apart, one log-in, no double download."""
+    every = 2.0
+    for table in stage.sources.values():
+        table["poll_every"] = f"{every:g}s"
+    fill(stage)
+    for name in ("beat", "beat"):
+        stage.start(name)
+    stage.workers(3)
+    stage.wait_archived()
+    time.sleep(5 * every)
+    for name, (route, is_first) in FIRST_PAGE.items():
+        asked = [entry.at for entry in stage.vendors[name].requests(route) if is_first(entry.query)]
+        gaps = [(after - before).total_seconds() for before, after in zip(asked, asked[1:], strict=False)]
+        assert len(gaps) >= 4, name
+        assert min(gaps) >= every, f"{name}: {gaps}"
+        assert max(gaps) <= 2 * every, f"{name}: {gaps}"
+    assert len(stage.sellercloud.requests("token")) == 1
+    assert len(stage.crayon.requests("token")) == 1
+    stage.assert_archived_once(downloads=1)
+    stage.assert_counts()
+
+
+FIRST_PAGE = {
+    "sellercloud": ("list", lambda query: query["model.pageNumber"] == ["1"]),
+    "api2convert": ("jobs", lambda query: query["page"] == ["1"]),
+    "spaaza": ("tasks", lambda query: query["offset"] == ["0"]),
+    "crayon": ("list", lambda query: query.get("Page", query.get("page", ["1"])) == ["1"]),
+}
