@@ -157,7 +157,7 @@ def _list(daemon: Daemon, source: str, found: Discovery, stamp: Callable[[float]
     for batch in _batches(itertools.chain(listed, _watched(daemon, source, by_hand=by_hand))):
         if daemon.keeper.stopping:
             raise StoppedError("the process is stopping; the next poll lists again")
-        _note_jobs(daemon, source, batch, found, recheck=first)
+        _note_jobs(daemon, source, batch, found, recheck=first, epoch=epoch)
         running |= {job.id for job in batch if job.state is JobState.RUNNING}
     for job_id, since in daemon.ledger.note_running(source, running).items():
         if began - since > _LONG_RUNNING:
@@ -243,7 +243,9 @@ def acknowledge(daemon: Daemon, output: OutputId, reason: str) -> None:
     daemon.ledger.acknowledge(output, reason)
 
 
-def _note_jobs(daemon: Daemon, source: str, jobs: list[Job], found: Discovery, *, recheck: bool) -> None:
+def _note_jobs(
+    daemon: Daemon, source: str, jobs: list[Job], found: Discovery, *, recheck: bool, epoch: str
+) -> None:
     outputs: list[Output] = []
     for job in jobs:
         found.jobs += 1
@@ -257,6 +259,8 @@ def _note_jobs(daemon: Daemon, source: str, jobs: list[Job], found: Discovery, *
             outputs += job.outputs
     states = daemon.ledger.states([output.id for output in outputs])
     unknown = [output for output in outputs if states[output.id] is None]
+    # Asked after the states: what a ledger made anew does not know may be in another worker's hands, and archived any moment.
+    recheck = recheck or daemon.ledger.epoch()[0] != epoch
     try:
         receipts = dict(zip([output.id for output in unknown], _receipts(daemon, unknown), strict=True))
     except ArchiveUnavailableError:

@@ -270,6 +270,7 @@ def test_passing_trouble_costs_nothing_but_time(world, output, lease, faults, fa
     assert world.keys() == [stored.key]
     assert world.read(stored.key) == data
     assert stored.marked
+    assert world.unfinished() == []  # not even the one that was begun without our hearing of it
 
 
 def test_retry_after_is_honoured(world, output, lease, faults):

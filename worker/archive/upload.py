@@ -112,6 +112,8 @@ class Upload:
         self._generation = 0  # how often the multipart upload was begun anew
         self._failure: Exception | None = None
         self._ended = False
+        self._completed = False
+        self._may_have_twins = False
         self._beginning = threading.Lock()
 
     # --- the caller's side -------------------------------------------------------------------------------------------
@@ -166,6 +168,7 @@ class Upload:
         if self._attributes is None:
             raise ValueError("an upload is started before it is completed")
         stored = self._complete_parts() if self._parts else self._in_background(self._put)
+        self._completed = True
         self.abort()  # nothing is left to abort but what the object did not need
         return stored
 
@@ -176,7 +179,7 @@ class Upload:
                 return
             self._ended = True
             self._changed.notify_all()
-            busy = self._sending or self._upload_id
+            busy = self._sending or self._upload_id or self._may_have_twins
         if not busy:
             self._release()
             return
@@ -346,12 +349,17 @@ class Upload:
         with self._beginning:
             self.check()
             if self._upload_id is None:
-                answer = self._bucket.call(
-                    "create_multipart_upload", self, ChecksumAlgorithm="CRC32", **(self._attributes or {})
-                )
+                answer = self._bucket.patiently(self, self._begin_once)
                 with self._changed:
                     self._upload_id = str(answer["UploadId"])
             return self._upload_id, self._generation
+
+    def _begin_once(self) -> JsonObject:
+        try:
+            return dict(self._bucket.ask("create_multipart_upload", ChecksumAlgorithm="CRC32", **(self._attributes or {})))
+        except ArchiveUnavailableError:
+            self._may_have_twins = True  # S3 may have begun one, and only its answer was lost
+            raise
 
     def _begin_anew(self, generation: int, exc: Exception) -> None:
         """The unfinished upload vanished: send everything again from the copy, or give up when there is none."""
@@ -480,14 +488,22 @@ class Upload:
         with self._changed:
             self._changed.wait_for(lambda: not self._sending)
         self._release()
-        if self._upload_id is None:
-            return
         try:
-            self._bucket.call("abort_multipart_upload", Key=self._key, UploadId=self._upload_id)
-        except VanishedError:
-            pass  # it is gone already, which is what we want
+            if self._upload_id is not None:
+                self._abort_one(self._upload_id)
+            # Once the object stands, no upload to its key can come to anything, whoever began it. Before, the next attempt,
+            # which may be going on elsewhere, aborts what it finds.
+            if self._may_have_twins and self._completed:
+                for page in self._bucket.pages("list_multipart_uploads", Prefix=self._key):
+                    for upload in page.get("Uploads", ()):
+                        if upload["Key"] == self._key:
+                            self._abort_one(upload["UploadId"])
         except LastcallError as exc:
             self._log.warning("upload-abort-failed", error=str(exc), hint="what is left is swept later")
+
+    def _abort_one(self, upload_id: str) -> None:
+        with suppress(VanishedError):  # it is gone already, which is what we want
+            self._bucket.call("abort_multipart_upload", Key=self._key, UploadId=upload_id)
 
     def _release(self) -> None:
         with self._changed:
