@@ -218,7 +218,7 @@ class _Show:
             if restarted and taker != record.worker:
                 break
         process = self._stage.worker_of(taker)
-        by = f" by {process.name}" if process else ""
+        by = " by its successor" if process is worker else f" by {process.name}" if process else ""
         self._tell("kill", f"{what}: taken over{by} {self._elapsed - at:.0f} s later", _GOOD)
 
     def _mid_download(self, output: OutputId | None) -> tuple[Child, Record] | None:
@@ -410,4 +410,4 @@ def _name(record: Record) -> str:
 
 def _gist(error: str) -> str:
     """Leave out which job it was, so that equal errors read equal."""
-    return re.sub(r"\b(download of )?(export|job|task|output) [\w-]*\d[\w-]*: |\d{3,} of \d+ ", "", error)
+    return re.sub(r"\b(download of )?(export|job|task|output) [\w-]*\d[\w-]*: | after \d+ of \d+ bytes", "", error)
