@@ -243,9 +243,7 @@ def acknowledge(daemon: Daemon, output: OutputId, reason: str) -> None:
     daemon.ledger.acknowledge(output, reason)
 
 
-def _note_jobs(
-    daemon: Daemon, source: str, jobs: list[Job], found: Discovery, *, recheck: bool, epoch: str
-) -> None:
+def _note_jobs(daemon: Daemon, source: str, jobs: list[Job], found: Discovery, *, recheck: bool, epoch: str) -> None:
     outputs: list[Output] = []
     for job in jobs:
         found.jobs += 1
