@@ -12,14 +12,15 @@ import signal
 import sys
 import threading
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import unquote
 
 import structlog
 from celery import Celery, Task, signals
+from celery.app.amqp import AMQP
 from celery.worker import consumer
 from celery.worker.state import maybe_shutdown
-from kombu import Exchange, Queue
+from kombu import Connection, Exchange, Queue
 from kombu.exceptions import OperationalError
 from kombu.transport.redis import Channel as RedisChannel
 
@@ -50,37 +51,23 @@ def tick_seconds(settings: Settings) -> float:
     return min(_LONGEST_TICK_SECONDS, shortest / 4)
 
 
-class _Broker(NamedTuple):
-    url: str
-    user: str | None
-    password: str | None
-    options: dict[str, str]
-
-
-def _broker(url: str) -> _Broker:
-    """Give Celery's form of a Redis URL: of sentinels it wants one URL each, and the master's name as an option.
-
-    Credentials are taken out: Celery hides them in its first URL, but shows the others to whoever inspects a worker.
-    """
-    scheme, _, rest = url.partition("://")
-    authority, slash, path = rest.partition("/")
-    credentials, _, hosts = authority.rpartition("@")
-    user, _, password = (unquote(part) or None for part in credentials.partition(":"))
-    if scheme != "sentinel":
-        return _Broker(f"{scheme}://{hosts}{slash}{path}", user, password, {})
+def _broker(url: str) -> tuple[str, dict[str, str]]:
+    """Give Celery's form of a Redis URL: of sentinels it wants one URL each, and the master's name as an option."""
+    if not url.startswith("sentinel://"):
+        return url, {}
+    hosts, _, path = url.removeprefix("sentinel://").partition("/")
+    credentials, at, hosts = hosts.rpartition("@")
     master, _, database = path.partition("/")
-    urls = [f"sentinel://{host}/{database or 0}" for host in hosts.split(",")]
-    return _Broker(";".join(urls), user, password, {"master_name": unquote(master)})
+    urls = [f"sentinel://{credentials}{at}{host}/{database or 0}" for host in hosts.split(",")]
+    return ";".join(urls), {"master_name": unquote(master)}
 
 
 def celery_settings(settings: Settings) -> dict[str, Any]:
     """Give Celery's settings, each with its reason. A test asserts that every name is one that Celery knows."""
     seconds = tick_seconds(settings)
-    broker = _broker(settings.redis_url.reveal())
+    broker, sentinel = _broker(settings.redis_url.reveal())
     return {
-        "broker_url": broker.url,
-        "broker_user": broker.user,
-        "broker_password": broker.password,
+        "broker_url": broker,
         # A half-open connection is noticed in 10 s, and no message is lost by noticing it (FACTS 4).
         "broker_transport_options": {
             "socket_timeout": 5,
@@ -90,7 +77,7 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
             "health_check_interval": 5,
             # Wake-ups are gone once they are taken: no twin comes back after a broken connection, and none is asked for.
             "ack_emulation": False,
-            **broker.options,
+            **sentinel,
         },
         # Redis may be away for as long as it likes; the worker is there when it comes back (FACTS 5).
         "broker_connection_max_retries": None,
@@ -171,6 +158,7 @@ def _settings() -> Settings:
 # with which the worker ends. The next tick sends what is missing.
 RedisChannel.do_restore = False
 
+
 class DefectError(Exception):
     """A task met what nobody foresaw. Where and what is in the log; Celery's events, which Flower shows, get the type alone."""
 
@@ -188,7 +176,18 @@ class _Discreet(Task):  # type: ignore[misc]
             raise DefectError(f"{type(exc).__name__}; the log of this worker says where") from None
 
 
-app = Celery("lastcall", set_as_current=True, task_cls=_Discreet)
+class _Connection(Connection):  # type: ignore[misc]
+    """What Celery shows of a connection to whoever inspects a worker: of several sentinels it would show the password."""
+
+    def info(self) -> dict[str, Any]:
+        return {**super().info(), "password": None, "alternates": []}
+
+
+class _Amqp(AMQP):  # type: ignore[misc]
+    Connection = _Connection
+
+
+app = Celery("lastcall", set_as_current=True, task_cls=_Discreet, amqp=_Amqp)
 app.add_defaults(lambda: celery_settings(_settings()))
 
 

@@ -27,14 +27,25 @@ from datetime import datetime, timedelta
 
 
 class LastcallError(Exception):
-    """Base of every error that lastcall raises on purpose."""
+    """Base of every error that lastcall raises on purpose.
+
+    Ids and words of a vendor's status stand in messages as the vendor wrote them, so what could command a terminal or turn a
+    line around (control, format and bidirectional characters) becomes U+FFFD here, once for all places where they end.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message if message.isprintable() else "".join(map(_visible, message)))
+
+
+def _visible(letter: str) -> str:
+    return letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}"
 
 
 class ConfigurationError(LastcallError):
     """The configuration cannot be used. `problems` are lines of the form ``sources.acme.base_url: what is wrong``."""
 
     def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
+        Exception.__init__(self, "\n".join(problems))
         self.problems = problems
 
 

@@ -822,7 +822,7 @@ class SharedState:
         """The shared token while it lives."""
         with _edge():
             token = self._redis.get(f"{PREFIX}token:{self._source}")
-        return token.decode() if token else None
+        return token.decode(errors="replace") if token else None
 
     def store_token(self, token: str, life_seconds: float) -> None:
         """Share a new token; the turn to log in ends."""
