@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint lock tools
+.PHONY: help setup demo test storm lint lock tools
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | while IFS="$$(printf '\t')" read -r target what; \
@@ -25,6 +25,9 @@ demo: $(READY) ## the whole daemon against four simulated vendors, a real Redis 
 
 test: $(READY) ## the full test suite; ARGS="tests/test_settings.py -x" for a part of it
 	@python -m pytest -q $(ARGS)
+
+storm: $(READY) ## random kills and faults over the whole daemon, then proof that nothing is lost; MINUTES=5 SEED=7 OUTPUTS=1500
+	@python -m tests.storm.storm --minutes $(or $(MINUTES),5) --outputs $(or $(OUTPUTS),1500) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 lint: $(READY) ## style, types, the direction of imports; silent when all is well
 	@ruff check --quiet .

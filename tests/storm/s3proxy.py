@@ -32,7 +32,7 @@ class S3Proxy:
         self.standing: Act | None = None
         self.receipts: dict[str, float] = {}
         self.requests = 0
-        self.latency_seconds = (0.02, 0.3)  # of each answer, so that whatever happens between two requests does happen
+        self.latency_seconds = (0.01, 0.2)  # of each answer, so that whatever happens between two requests does happen
 
     @property
     def url(self) -> str:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import boto3
 import redis
@@ -92,8 +92,8 @@ class Stage:
         self.tokens: list[str] = []
         self.frozen: list[tuple[float, float]] = []
         self.began = time.time()
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []  # the ends of faults
-        self._fates: list[tuple[float, int, Callable[[], None]]] = []  # what vendors do with what they made
+        self._timers: list[tuple[float, int, Callable[[], object]]] = []  # the ends of faults
+        self._fates: list[tuple[float, int, Callable[[], object]]] = []  # what vendors do with what they made
         self._order = itertools.count()
         self._gates: list[threading.Event] = []
         self._takeovers = 0.0
@@ -103,7 +103,7 @@ class Stage:
 
     # --- life
 
-    def __enter__(self) -> Stage:
+    def __enter__(self) -> Self:
         try:
             for name, vendor in self.vendors.items():
                 vendor.start()
@@ -178,6 +178,7 @@ class Stage:
                 "connect_timeout": "2s",
                 "read_timeout": "4s",
                 "allow_private_hosts": True,
+                "max_concurrent_downloads": 6,
                 **credentials[name],
             }
         lines = [f"redis_url = {json.dumps(self.redis.url)}"]
@@ -201,10 +202,10 @@ class Stage:
 
     # --- the clockwork
 
-    def later(self, seconds: float, step: Callable[[], None]) -> None:
+    def later(self, seconds: float, step: Callable[[], object]) -> None:
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._order), step))
 
-    def _in_time(self, seconds: float, step: Callable[[], None]) -> None:
+    def _in_time(self, seconds: float, step: Callable[[], object]) -> None:
         heapq.heappush(self._fates, (time.monotonic() + seconds, next(self._order), step))
 
     def tend(self) -> None:
@@ -305,7 +306,7 @@ class Stage:
             if fate == "expired":
                 self.gone_at[identity] = time.time()
         if fate == "deleted":
-            self._in_time(addition.life, lambda: [setattr(output, "deleted", True) for output in outputs][:0])
+            self._in_time(addition.life, lambda: [setattr(output, "deleted", True) for output in outputs])
 
     def _add_spaaza(self, addition: Addition, contents: list[Content]) -> None:
         content, fate = contents[0], addition.fate
@@ -324,7 +325,7 @@ class Stage:
         if fate == "superseded":
             self.gone_at[identity] = time.time() + addition.life
             again = Content(f"{content.seed} again", content.size + 1)
-            self._in_time(addition.life, lambda: [self.spaaza.rerun(task, again)][:0])
+            self._in_time(addition.life, lambda: self.spaaza.rerun(task, again))
 
     @staticmethod
     def _run_identity(task: Task) -> str:
@@ -455,7 +456,7 @@ class Stage:
                 proxy.stop()
                 self.later(blow.lasts / 2, proxy.start)
 
-    def _stand(self, act: s3proxy.Act, seconds: float, then: Callable[[], None] = lambda: None) -> None:
+    def _stand(self, act: s3proxy.Act, seconds: float, then: Callable[[], object] = lambda: None) -> None:
         self.proxy.standing = act
 
         def end() -> None:
@@ -491,7 +492,7 @@ class Stage:
                 vendor.fail(listing, Fault(cut_fraction=fraction), times=min(2, blow.times))
             case "down":
                 vendor.stop()
-                self.later(blow.lasts / 2, lambda: [vendor.start()][:0])
+                self.later(blow.lasts / 2, vendor.start)
 
     def _vendor_is_well(self, name: str) -> None:
         self.vendors[name].standing.pop("*", None)

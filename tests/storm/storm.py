@@ -4,6 +4,7 @@
 exception is listed and the logs are kept. The same arguments give the same schedule.
 """
 
+# ruff: noqa: T201 - what it prints is its answer
 from __future__ import annotations
 
 import argparse
@@ -121,9 +122,11 @@ def _print_figures(stage: Stage, found: verdict.Evidence, settled: float) -> Non
     print(f"other jobs     {len(stage.never['empty'])} produced nothing, {len(stage.never['invalid'])} an invalid result")
     print(f"bytes          {sum(size for size, _, _ in found.objects.values()):,} in {len(found.objects)} objects")
     print("faults         " + ", ".join(f"{stage.counts[kind]} {kind}" for kind in BLOWS))
-    downloads = Counter(min(len(found.gets.get(output, ())), 9) for output in found.receipts)
-    total = sum(len(gets) for gets in found.gets.values())
-    print(f"GETs of files  {total}; for each archived output: " + ", ".join(f"{n}×: {c}" for n, c in sorted(downloads.items())))
+    gets = {output: [ranged for _, _, ranged in found.gets.get(output, ())] for output in found.truth}
+    begun = Counter(ranged.count(False) for output, ranged in gets.items() if output in found.receipts)
+    print(f"downloads      {sum(n * count for n, count in begun.items())} of {len(found.receipts)} archived outputs: ", end="")
+    print(", ".join(f"{count} {number}×" for number, count in sorted(begun.items())))
+    print(f"resumed        {sum(ranged.count(True) for ranged in gets.values())} times, after a cut, within one download")
     print(f"takeovers      {stage.counts['takeovers']} at least (Redis forgets)")
     print(f"S3 requests    {stage.proxy.requests}")
     stops = sorted(stage.stop_seconds)

@@ -214,7 +214,7 @@ def _receipt_faults(output: str, true: Truth, receipt: dict[str, Any]) -> Iterat
         "completed_at": abs((completed - true.completed_at).total_seconds()) > 1,
         "archived_at": not receipt["archived_at"] >= receipt["completed_at"][:19],
         "downloads": receipt["downloads"] < 1,
-        "filename": receipt["filename"] != true.filename and not receipt["source"] == "crayon",
+        "filename": receipt["filename"] != true.filename and receipt["source"] != "crayon",
         "proof": not receipt["proof"],
         "vendor_size": receipt["vendor_size"] not in {None, true.size},
     }.items():
