@@ -91,6 +91,7 @@ class Stage:
         self.never: dict[str, list[str]] = {"empty": [], "invalid": []}  # ids of what is done and has no bytes
         self.tokens: list[str] = []
         self.frozen: list[tuple[float, float]] = []
+        self.forgot: list[float] = []  # when Redis lost what it knew
         self.began = time.time()
         self._timers: list[tuple[float, int, Callable[[], object]]] = []  # the ends of faults
         self._fates: list[tuple[float, int, Callable[[], object]]] = []  # what vendors do with what they made
@@ -414,6 +415,7 @@ class Stage:
             _copy_files(self.redis.log.parent, kept)
 
             def go_back() -> None:
+                self.forgot.append(time.time())
                 self.redis.kill()
                 _empty(self.redis.log.parent)
                 _copy_files(kept, self.redis.log.parent)
@@ -423,6 +425,7 @@ class Stage:
         else:
             self.redis.kill()
             if kind == "empty":
+                self.forgot.append(time.time())
                 _empty(self.redis.log.parent)
             self.later(blow.lasts, self._start_redis)
 
@@ -432,6 +435,7 @@ class Stage:
 
     def _strike_flushall(self, kind: str, blow: Blow) -> None:
         del kind, blow
+        self.forgot.append(time.time())
         with suppress(redis.RedisError):
             self.redis_client.flushall()
 

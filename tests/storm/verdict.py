@@ -22,7 +22,7 @@ from tests.storm.plan import BUDGET
 from tests.storm.stage import BUCKET, FILES, PREFIX, Stage
 from worker.demo.server import Truth
 
-UNSEEN_SECONDS = 45.0  # an output that was offered for longer than this is never gone without a word
+UNSEEN_SECONDS = 20.0  # what is offered for longer than this is listed, unless the storm is in the way all the while
 IN_FLIGHT_SECONDS = 1.0
 
 
@@ -152,13 +152,17 @@ def nothing_missing(stage: Stage, found: Evidence) -> Iterator[str]:
             budget_is_used = output.startswith("api2convert/") and max(used + len(gets), found.spent[output] + used) >= BUDGET
             if not budget_is_used:
                 yield f"{output} is held without need ({used} + {len(gets)} downloads): {row.get('last_error')}"
-        elif not (state == "unreported" and true.gone and _offered_seconds(stage, output, true) < UNSEEN_SECONDS):
+        elif not (state == "unreported" and true.gone and _nobody_could_know(stage, output, true)):
             yield f"{output} is {state} (gone: {true.gone}): {row.get('last_error')}"
 
 
-def _offered_seconds(stage: Stage, output: str, true: Truth) -> float:
+def _nobody_could_know(stage: Stage, output: str, true: Truth) -> bool:
+    """Whether the vendor took the bytes back before a listing could show them, or Redis was emptied while they were on offer
+    or were being asked for once more: then nobody is left who could list the output.
+    """
     gone_at = stage.gone_at.get(output, time.time())
-    return gone_at - max(true.completed_at.timestamp(), stage.began)
+    offered_at = max(true.completed_at.timestamp(), stage.began)
+    return gone_at - offered_at < UNSEEN_SECONDS or any(offered_at < at < gone_at + 60 for at in stage.forgot)
 
 
 def nothing_invented(stage: Stage, found: Evidence) -> Iterator[str]:
