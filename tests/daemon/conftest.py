@@ -354,40 +354,38 @@ class InFlight:
     def begin(self) -> None:
         """Let beat and a worker run until every point is reached."""
         stage = self.stage
-        slow = Fault(bytes_per_second=20_000)
-        stage.spaaza.fail("storage", slow)
-        self.jobs["downloads, then asks if it is the last run"] = str(stage.spaaza.add_task(Content("confirm", 140_000)).id)
-        self._slow = stage.sellercloud.add_job(Content("download", 180_000), fault=slow)
-        self.jobs["downloads"] = str(self._slow.id)
-        stage.api2convert.fail("download", slow)
-        self.jobs["downloads, counted"] = self._conversion("counted", 240_000)
         self.jobs["uploads a part"] = str(stage.crayon.add_job(Content("part", 20 << 20, "xlsx")).id)
         self.jobs["completes its upload"] = str(stage.sellercloud.add_job(Content("complete", 9 << 20)).id)
+        self.jobs["is stored, without a receipt"] = str(stage.spaaza.add_task(Content("stored", 5_000)).id)
         self.jobs["has a receipt, unknown to the ledger"] = str(stage.crayon.add_job(Content("receipt", 4_000, "xlsx")).id)
+        self.jobs["has spent a download, not made yet"] = self._conversion("spent", 6_000)
         reached = [
             self._at("PUT", f"/crayon/.*/{self.jobs['uploads a part']}/.*partNumber=2", s3proxy.keep_request),
             self._at("POST", f"/sellercloud/.*/{self.jobs['completes its upload']}/.*uploadId=", s3proxy.keep_request),
-            self._at("PUT", f"_receipts/crayon/{self.jobs['has a receipt, unknown to the ledger']}/", s3proxy.keep_answer),
-        ]
-        stage.start("beat")
-        self.worker = stage.workers(1)[0]
-        vendors = ((stage.spaaza, "storage"), (stage.sellercloud, "download"), (stage.api2convert, "download"))
-        for vendor, route in vendors:
-            wait_until(lambda v=vendor, r=route: bool(v.requests(r)), 20, f"the first {route}")
-        # Only now, so that the faults met the outputs that they were meant for.
-        stage.spaaza.fail("mint", Fault(delay_seconds=7))
-        self.jobs["asks for its link"] = str(stage.spaaza.add_task(Content("link", 3_000)).id)
-        wait_until(lambda: len(stage.spaaza.requests("mint")) == 2, 20, "the mint that is answered late")
-        self.jobs["is stored, without a receipt"] = str(stage.spaaza.add_task(Content("stored", 5_000)).id)
-        self.jobs["has spent a download, not made yet"] = self._conversion("spent", 6_000)
-        reached += [
             self._at("PUT", f"_receipts/spaaza/{self.jobs['is stored, without a receipt']}/", s3proxy.keep_request),
+            self._at("PUT", f"_receipts/crayon/{self.jobs['has a receipt, unknown to the ledger']}/", s3proxy.keep_answer),
             self._at(
                 "PUT", f"_state/spent/api2convert/{self.jobs['has spent a download, not made yet']}/", s3proxy.keep_answer
             ),
         ]
+        stage.start("beat")
+        self.worker = stage.workers(1)[0]
         for point in reached:
-            assert point.wait(20), stage.logs()
+            assert point.wait(30), stage.logs()
+        # Only now, so that the faults meet the outputs that they are meant for, and last until disaster strikes.
+        slow = Fault(bytes_per_second=20_000)
+        self._slow = stage.sellercloud.add_job(Content("download", 180_000), fault=slow)
+        stage.api2convert.fail("download", slow)
+        stage.spaaza.fail("storage", slow)
+        self.jobs["downloads"] = str(self._slow.id)
+        self.jobs["downloads, counted"] = self._conversion("counted", 240_000)
+        self.jobs["downloads, then asks if it is the last run"] = str(stage.spaaza.add_task(Content("confirm", 180_000)).id)
+        asked = ((stage.sellercloud, "download", 2), (stage.api2convert, "download", 1), (stage.spaaza, "storage", 2))
+        for vendor, route, times in asked:
+            wait_until(lambda v=vendor, r=route, t=times: len(v.requests(r)) == t, 20, f"the slow {route}")
+        stage.spaaza.fail("mint", Fault(delay_seconds=7))
+        self.jobs["asks for its link"] = str(stage.spaaza.add_task(Content("link", 3_000)).id)
+        wait_until(lambda: len(stage.spaaza.requests("mint")) == 3, 20, "the mint that is answered late")
         assert len(self.outputs()) == len(self.jobs) == 9
 
     def _conversion(self, seed: str, size: int) -> str:
