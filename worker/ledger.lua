@@ -14,6 +14,7 @@
 -- lastcall:probe:{source}     zset   output -> when to ask once more for a lost output that the vendor still lists
 -- lastcall:count:{source}     number of receipts
 -- lastcall:counting:{source}  number of the last count of the receipts: only what that count has not seen is added to it
+-- lastcall:seen               when a worker or a beat last said that it lives, so when Redis was there
 -- lastcall:truce              until when no lease ends, after Redis was away
 -- lastcall:running:{source}    hash   job -> since when it was seen running
 -- lastcall:recovered          set    sources of which the bucket was read back; lastcall:recount: whose count is in doubt
@@ -150,8 +151,8 @@ end
 
 -- Whether no lease may end: nobody could prolong any while Redis was away, so their holders get the time of one lease for it.
 local function truce(lease)
-  local latest = call('ZREVRANGE', P .. 'workers', 0, 0, 'WITHSCORES')[2]
-  if latest and now - tonumber(latest) > tonumber(lease) then call('SET', P .. 'truce', num(now + lease)) end
+  local seen = tonumber(call('GET', P .. 'seen') or now)
+  if now - seen > lease / 2 then call('SET', P .. 'truce', num(now + lease)) end
   return tonumber(call('GET', P .. 'truce') or '0') > now
 end
 
@@ -347,8 +348,17 @@ end
 -- alive WORKER SLOTS LEASE: a worker that can collect SLOTS outputs at once says that it lives.
 function commands.alive(worker, slots, lease)
   truce(lease)
+  call('SET', P .. 'seen', num(now))
   call('ZADD', P .. 'workers', num(now), worker)
   call('HSET', P .. 'slots', worker, slots)
+  return 1
+end
+
+-- ticked LEASE: a beat says that it lives.
+function commands.ticked(lease)
+  truce(lease)
+  call('SET', P .. 'seen', num(now))
+  call('SET', P .. 'beat', num(now))
   return 1
 end
 

@@ -601,8 +601,7 @@ class Ledger:
 
     def stamp_beat(self) -> None:
         """A beat ticked."""
-        with _edge():
-            self._redis.set(f"{PREFIX}beat", self.now().timestamp())
+        self._run("ticked", self.lease_seconds)
 
     def trim_queue(self, queue: str, most: int) -> None:
         """Keep the newest `most` messages of a Celery queue."""
