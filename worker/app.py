@@ -31,9 +31,9 @@ from worker.daemon import Daemon, open_daemon
 from worker.discover import discover, may_call
 from worker.errors import LastcallError, LedgerUnavailableError
 from worker.ledger import Ledger
-from worker.recovery import open_epoch, sweep
+from worker.recovery import sweep
 from worker.settings import Settings
-from worker.settle import resume_everything
+from worker.settle import look_after_bucket
 
 log = structlog.get_logger()
 
@@ -224,8 +224,7 @@ def _daemon() -> Daemon:
 def tick() -> str:
     """Send the polls that are due and the wake-ups that are missing; open a new ledger; tell people."""
     daemon = _daemon()
-    resume_everything(daemon)
-    open_epoch(daemon)
+    look_after_bucket(daemon)
     due = [source for source in daemon.sources if daemon.ledger.poll_due(source) and may_call(daemon, source)]
     for source in due:
         every = daemon.settings.sources[source].poll_every

@@ -148,7 +148,7 @@ def _span(span: timedelta) -> str:
     seconds = int(abs(span.total_seconds()))
     units = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
     first = next((number for number, (_, size) in enumerate(units) if seconds >= size), len(units) - 1)
-    parts = []
+    parts: list[str] = []
     for unit, size in units[first : first + 2]:
         count, seconds = divmod(seconds, size)
         if count or not parts:

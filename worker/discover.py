@@ -69,7 +69,6 @@ def discover(daemon: Daemon, source: str, *, by_hand: bool = False) -> Discovery
     if by_hand:
         daemon.ledger.resume(source)
         daemon.ledger.resume(None)
-        daemon.ledger.resume(None)
     elif not may_call(daemon, source):
         return None
     turn = _take_turn(daemon, source, by_hand=by_hand)

@@ -27,7 +27,7 @@ from worker.errors import (
 from worker.keeper import Held
 from worker.ledger import Claim
 from worker.model import timestamp
-from worker.recovery import loss_document
+from worker.recovery import loss_document, open_epoch
 
 log = structlog.get_logger()
 
@@ -111,17 +111,20 @@ def pause_if_refused(daemon: Daemon, source: str, exc: LastcallError) -> None:
         _pause(daemon, source, str(exc), daemon.fingerprint(daemon.settings.sources[source], epoch))
 
 
-def resume_everything(daemon: Daemon) -> None:
-    """While the bucket refuses us: look at it when the pause's time is up, and go on when it does so no longer."""
-    pause = daemon.ledger.paused(None)
-    if pause is None or pause.until > daemon.ledger.now() or not daemon.ledger.once("look:archive", timedelta(seconds=10)):
-        return
+def look_after_bucket(daemon: Daemon) -> None:
+    """Open a ledger that was made anew, and go on after a refusal once the bucket refuses us no longer. Both wait while the
+    bucket is away; what else a tick does need not.
+    """
     try:
-        daemon.archive.check()
+        open_epoch(daemon)
+        pause = daemon.ledger.paused(None)
+        if pause and pause.until <= daemon.ledger.now() and daemon.ledger.once("look:archive", timedelta(seconds=10)):
+            daemon.archive.check()
+            bucket_works(daemon)
     except (ArchiveRefusedError, ArchiveUnavailableError) as exc:
-        _pause(daemon, None, str(exc), "")
-        return
-    bucket_works(daemon)
+        log.warning("the bucket cannot be used", error=str(exc))
+        if isinstance(exc, ArchiveRefusedError) or daemon.ledger.paused(None):
+            _pause(daemon, None, str(exc), "")
 
 
 def bucket_works(daemon: Daemon) -> None:
