@@ -87,6 +87,14 @@ def test_an_unusable_address_is_named_by_its_number_and_stops_no_other(receiver)
     assert len(receiver.messages) == 1
 
 
+def test_an_address_that_is_away_is_named_by_its_number_and_the_others_are_told_once(receiver):
+    with capture_logs() as logs:
+        assert send(AlertSettings.model_validate({"urls": ["json://127.0.0.1:1/marker", receiver.url]}), ["one"])
+    assert {"event": "alert address did not take the message", "address": 0, "log_level": "warning"} in logs
+    assert "marker" not in str(logs)
+    assert len(receiver.messages) == 1
+
+
 def test_without_addresses_alerts_are_logged_alone():
     with capture_logs() as logs:
         assert send(AlertSettings(), ["one"])

@@ -10,7 +10,7 @@ import structlog
 from worker.errors import ConfigurationError
 from worker.ledger import Change
 from worker.model import timestamp
-from worker.settings import AlertSettings
+from worker.settings import AlertSettings, Secret
 
 log = structlog.get_logger()
 
@@ -56,21 +56,29 @@ def send(settings: AlertSettings, texts: list[str]) -> bool:
 
     The URLs are secrets and never appear in a message.
     """
-    target = apprise.Apprise()
-    for index, url in enumerate(settings.urls):
-        try:
-            usable = target.add(url.reveal())
-        except ConfigurationError as exc:
-            log.warning("alert address cannot be read", address=index, error=str(exc))
-            continue
-        if not usable:
-            log.warning("alert address is not one that Apprise knows", address=index)
     for text in texts:
         log.warning("alert", text=text)
     if not settings.urls:
         return True
     title = "lastcall" if len(texts) == 1 else f"lastcall: {len(texts)} alerts"
-    sent = bool(target.notify(title=title, body="\n".join(texts)))
-    if not sent:
-        log.error("alert not sent; it is tried again", addresses=len(settings.urls))
-    return sent
+    took = [_notify(index, url, title, "\n".join(texts)) for index, url in enumerate(settings.urls)]
+    if not any(took):
+        log.error("alert not sent; it is tried again", addresses=len(took))
+    return any(took)
+
+
+def _notify(index: int, url: Secret, title: str, body: str) -> bool:
+    """Send to one address. False: it did not take it, and the log says so by its number."""
+    target = apprise.Apprise()
+    try:
+        usable = target.add(url.reveal())
+    except ConfigurationError as exc:
+        log.warning("alert address cannot be read", address=index, error=str(exc))
+        return False
+    if not usable:
+        log.warning("alert address is not one that Apprise knows", address=index)
+        return False
+    took = bool(target.notify(title=title, body=body))
+    if not took:
+        log.warning("alert address did not take the message", address=index)
+    return took
