@@ -52,6 +52,8 @@ def test_redis_comes_back_and_everything_goes_on(stage, in_flight, how):
     assert set(in_flight.requested().values()) == {1}, "what is in hand outlives the outage"
     stage.assert_counts()
     assert in_flight.worker.poll() is None
+    if how != "half-open":  # else a minute's outage would be followed by half a minute of waiting
+        assert "it is looked for every second" in stage.logs()
 
 
 MIB = 2**20
@@ -117,7 +119,6 @@ def test_a_stop_gives_back_what_cannot_be_finished(stage):
     held = [f"sellercloud/{slow.id}/{slow.id}", next(output for output in stage.truth() if output.startswith("spaaza/"))]
     wait_until(lambda: all(stage.vendors[name].requests(route) for name, route in HELD_AT), 20, "everything to be in its hands")
     idle = stage.workers(1)[0]
-    began = time.monotonic()
     idle.send_signal(signal.SIGTERM)
     assert idle.wait(10) == os.EX_OK
     busy.send_signal(signal.SIGTERM)
@@ -128,7 +129,6 @@ def test_a_stop_gives_back_what_cannot_be_finished(stage):
         assert record.not_before is None, output
         assert "given back" in record.history[-1][1], output
     assert stage.logs().count('"event": "given back"') == 2
-    assert time.monotonic() - began < 40
     assert stage.ledger.workers() == []
     assert stage.unfinished() == []
     assert "Traceback" not in stage.logs()
