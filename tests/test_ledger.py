@@ -24,6 +24,8 @@ LEASE = timedelta(seconds=60)
 DAY = timedelta(days=1)
 AT_RISK = timedelta(minutes=15)
 
+_numbers = itertools.count()
+
 
 class Clock:
     """Virtual time."""
@@ -73,6 +75,13 @@ def claim(ledger: Ledger, **slots: int) -> Claim:
     claimed = ledger.claim(slots or {"acme": 9})
     assert claimed is not None
     return claimed
+
+
+def timed(ledger: Ledger, size: int, *, seconds: float) -> None:
+    """Archive an output of `size` bytes that took so long."""
+    one = output(f"timed {next(_numbers)}", 1000)
+    ledger.owe(one, recheck=False)
+    ledger.archived(one.id, "key", size, unproven=False, seconds=seconds)
 
 
 def state(ledger: Ledger, one: Output) -> OutputState | None:
@@ -207,6 +216,110 @@ def test_the_most_urgent_output_of_all_sources_comes_first(ledger: Ledger) -> No
     slots = {"a": 9, "b": 9, "c": 9}
     assert [claim(ledger, **slots).output.id.job_id for _ in range(5)] == ["1", "2", "3", "4", "5"]
     assert ledger.claim(slots) is None
+
+
+def test_where_sizes_and_throughput_are_known_the_latest_start_decides(ledger: Ledger) -> None:
+    """A file that takes two hours and is due in three comes before one that takes a second and is due in two."""
+    timed(ledger, 10_000_000, seconds=10)
+    large, small = output("large", 3, size=7_200_000_000), output("small", 2, size=1_000_000)
+    for one in (large, small):
+        ledger.owe(one, recheck=False)
+    assert ledger.status("acme", AT_RISK).nearest_deadline == small.deadline, "what people see stays the deadline"
+    assert [claim(ledger).output.id.job_id for _ in range(2)] == ["large", "small"]
+
+
+def test_where_no_size_is_known_the_usual_time_of_the_source_counts(ledger: Ledger) -> None:
+    timed(ledger, 5, seconds=1800)
+    ledger.owe(output("slow", 2, "acme"), recheck=False)
+    ledger.owe(output("unmeasured", 1.75, "other"), recheck=False)
+    assert claim(ledger, acme=9, other=9).output.id.job_id == "slow"
+
+
+def test_the_order_follows_what_was_measured_at_the_next_listing_or_try(ledger: Ledger) -> None:
+    large, small = output("large", 3, size=7_200_000_000), output("small", 2, size=1_000_000)
+    for one in (large, small):
+        ledger.owe(one, recheck=False)
+    timed(ledger, 10_000_000, seconds=10)
+    tried = claim(ledger)
+    assert tried.output == small, "scored before anything was measured"
+    ledger.release(small.id, tried.fence)
+    assert ledger.owe(large, recheck=False) == "owed"
+    assert claim(ledger).output == large
+
+
+def test_small_files_tell_nothing_of_the_throughput(ledger: Ledger) -> None:
+    """They measure how quickly the vendor answers; a large file would seem to take days."""
+    timed(ledger, 1000, seconds=1)
+    ledger.owe(output("large", 3, size=10_000_000_000), recheck=False)
+    assert [row.seconds for row in ledger.backlog("acme", 10).rows] == [1]
+
+
+def test_what_was_measured_lately_counts_most(ledger: Ledger) -> None:
+    for seconds in [100] * 3 + [1] * 100:
+        timed(ledger, 5, seconds=seconds)
+    ledger.owe(output("next"), recheck=False)
+    (row,) = ledger.backlog("acme", 10).rows
+    assert 1 <= row.seconds < 1.1
+
+
+def test_what_is_too_late_gets_its_turn_and_does_not_make_everything_late(ledger: Ledger, clock: Clock) -> None:
+    """The first claim, then one in eight while something must begin within a quarter of an hour; else it comes first."""
+    clock.wait(3600)
+    for number in range(3):
+        ledger.owe(output(f"late {number}", 0.5 + number / 10), recheck=False)
+    for number in range(10):
+        ledger.owe(output(f"{number}", 1.2 + number / 1000), recheck=False)
+    order = [claim(ledger, acme=99).output.id.job_id for _ in range(13)]
+    assert order == ["late 0", *"0123456", "late 1", *"789", "late 2"]
+    ledger.owe(output("has time", 2.1), recheck=False)
+    for number in range(3):
+        ledger.owe(output(f"later {number}", 0.5 + number / 10), recheck=False)
+    assert [claim(ledger, acme=99).output.id.job_id for _ in range(4)] == ["later 0", "later 1", "later 2", "has time"]
+
+
+def test_a_backlog_tells_when_what_is_due_and_how_long_it_takes(ledger: Ledger, clock: Clock) -> None:
+    timed(ledger, 10_000_000, seconds=10)
+    sized, plain, later = output("sized", 5, size=30_000_000), output("plain", 2), output("later", 1)
+    ledger.owe(later, recheck=False)
+    ledger.again(later.id, claim(ledger).fence, clock.now + timedelta(minutes=1), "503")
+    ledger.owe(plain, recheck=False)
+    assert claim(ledger).output == plain
+    ledger.owe(sized, recheck=False)
+    found = ledger.backlog("acme", 10)
+    at = [(one.deadline.timestamp(), seconds) for one, seconds in ((later, 10), (plain, 10), (sized, 30))]
+    assert (found.open, found.measured) == (3, 1)
+    assert [(row.deadline, row.seconds) for row in found.rows] == at
+    assert [(row.not_before, row.claimed) for row in found.rows] == [(clock() + 60, False), (0, True), (0, False)]
+
+
+def test_a_large_backlog_is_told_by_some_of_its_outputs(ledger: Ledger) -> None:
+    owe(ledger, *(f"{number}" for number in range(100)))
+    found = ledger.backlog("acme", 10)
+    assert found.open == 100
+    hours = [(row.deadline - START.timestamp()) / 3600 for row in found.rows]
+    assert hours == [6, 16, 26, 36, 46, 56, 66, 76, 86, 96]
+
+
+def test_documents_are_packed_with_words_that_every_process_finds(
+    ledger: Ledger, open_ledger: Callable[..., Ledger], redis_url: str
+) -> None:
+    """Whoever reads, whoever wrote, and whatever was lost in between."""
+    job = {"Status": "Completed", "CompanyName": "Example Co", "Options": {"Format": "CSV", "View": "Orders by date"}}
+    first, second, third = (output(name, hour + 1, job=job | {"Id": name}) for hour, name in enumerate("123"))
+    ledger.owe(first, recheck=False)
+    other = open_ledger("w2")
+    other.owe(second, recheck=False)
+    with redis.Redis.from_url(redis_url) as client:
+        assert client.hlen("lastcall:words:acme") == 1
+        assert client.hstrlen("lastcall:doc:acme", str(second.id)) < 40
+        client.flushall()
+        stranger = open_ledger("w3")
+        stranger.owe(third, recheck=False)
+        ledger.owe(first, recheck=False)
+        assert client.hlen("lastcall:words:acme") == 2
+    ledger.open_epoch(ledger.epoch()[0], timedelta(0))
+    assert [record.output for record in other.records("acme")] == [first, third]
+    assert [claim(other).output, claim(stranger).output] == [first, third]
 
 
 def test_a_source_at_its_limit_is_passed_over(ledger: Ledger) -> None:

@@ -25,10 +25,11 @@ from rich.table import Table
 
 from worker import audit as proof
 from worker import discover as listing
-from worker import logs
+from worker import forecast, logs
 from worker import settings as configuration
 from worker.daemon import Daemon, open_daemon
 from worker.errors import ConfigurationError, LastcallError
+from worker.forecast import Forecast
 from worker.ledger import Record, SourceStatus
 from worker.model import JsonObject, OutputId, OutputState, timestamp
 from worker.settings import Settings
@@ -253,11 +254,12 @@ def _check_source(daemon: Daemon, name: str) -> str:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def _status_json(settings: Settings, status: SourceStatus, source: str) -> JsonObject:
+def _status_json(settings: Settings, status: SourceStatus, source: str, outlook: Forecast) -> JsonObject:
     row: JsonObject = {"vendor": settings.sources[source].vendor, "enabled": settings.sources[source].enabled, **asdict(status)}
     for key, value in row.items():
         if isinstance(value, datetime):
             row[key] = timestamp(value)
+    row["forecast"] = outlook.sources[source].to_json() if source in outlook.sources else None
     return row
 
 
@@ -273,13 +275,15 @@ def status(settings: Settings, *, as_json: bool) -> None:
         now = daemon.ledger.now()
         rows = {name: daemon.ledger.status(name, settings.worker.at_risk) for name in settings.sources}
         beat_at, workers = daemon.ledger.beat_at(), daemon.ledger.workers()
+        outlook = forecast.read(daemon.ledger, settings, rows)
     totals: JsonObject = {key: sum(getattr(row, key) for row in rows.values()) for key in _COUNTS}
     nearest = min((row.nearest_deadline for row in rows.values() if row.nearest_deadline), default=None)
     totals["nearest_deadline"] = timestamp(nearest) if nearest else None
+    totals["forecast"] = outlook.to_json()
     if as_json:
         _print_json(
             {
-                "sources": {name: _status_json(settings, row, name) for name, row in rows.items()},
+                "sources": {name: _status_json(settings, row, name, outlook) for name, row in rows.items()},
                 "totals": totals,
                 "workers": len(workers),
                 "beat_at": timestamp(beat_at) if beat_at else None,
@@ -308,6 +312,8 @@ def status(settings: Settings, *, as_json: bool) -> None:
             if row.paused_until:
                 _out.print(f"  [yellow]paused[/] until {timestamp(row.paused_until)}: {_plain(row.paused_why)}")
         _out.print(f"{len(workers)} worker(s) alive; beat ticked {_ago(beat_at, now)}")
+        if outlook.open:
+            _out.print(f"[{'yellow' if outlook.missed else 'default'}]forecast[/]: {_plain('; '.join(outlook.lines))}")
         if totals["lost"]:
             _out.print(
                 "[red]Something is lost[/]: `lastcall outputs --state lost`, then `lastcall acknowledge` or `lastcall retry`."

@@ -5,6 +5,7 @@
 -- lastcall:doc:{source}       hash   output -> its document (opaque); not in the record, which stays small enough to be compact
 -- lastcall:words:{source}     hash   id -> words that documents were packed with; a document begins with its words' id
 -- lastcall:rate:{source}      hash   how long its outputs take: see `learn`
+-- lastcall:turn               how often what is in time and what is too late had to be weighed: see `claim`
 -- lastcall:owed:{source}      zset   output -> its latest start (`latest_start`): may be claimed now
 -- lastcall:later:{source}     zset   output -> not_before: owed, waiting for its next try
 -- lastcall:claimed:{source}   zset   output -> end of its lease; its cardinality is the number of slots in use
@@ -276,25 +277,45 @@ function commands.known_lost(id, dl, doc, words, ready, size, reason, acknowledg
   return 1
 end
 
--- claim WORKER LEASE [SOURCE SLOTS]…: leases the most urgent output that may be claimed now: of all that wait, the one that must begin first.
--- Gives {} when there is none, else {id, fence, document, its words, field, value, …}.
+-- The head of what a source owes, and of that what can still be there by its deadline; each {output, latest start}, {} for none.
+local function heads(source)
+  local owed = P .. 'owed:' .. source
+  local head = call('ZRANGE', owed, 0, 0, 'WITHSCORES')
+  if not head[1] or tonumber(head[2]) > now then return {}, head end
+  return head, call('ZRANGEBYSCORE', owed, '(' .. num(now), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+end
+
+local function sooner(a, b)
+  return a[1] and (not b or tonumber(a[2]) < tonumber(b[2])) and a or b
+end
+
+local LATE_TURNS = 8 -- of so many claims one is for what is too late already,
+local SOON_SECONDS = 900 -- while something else can be in time that must begin so soon
+
+-- claim WORKER LEASE [SOURCE SLOTS]…: leases the most urgent output that may be claimed now: of all that wait, the one that must
+-- begin first. What can hardly be in time any more comes before all that has time enough, and gets the first of `LATE_TURNS`
+-- claims where something has not: with more to fetch than time, each late output makes the next one late, until all are. Gives {} when there is none, else {id, fence, document,
+-- its words, field, value, …}.
 function commands.claim(worker, lease, ...)
   local open_at = call('HGET', P .. 'epoch', 'open_at')
   if not open_at or tonumber(open_at) > now then return {} end
   local sources = { ... }
-  local best, best_score, probe
+  local late, in_time, probe
   for i = 1, #sources, 2 do
     local source = sources[i]
     expire_leases(source, lease)
     promote(source)
     if not stopped(source) and call('ZCARD', P .. 'claimed:' .. source) < tonumber(sources[i + 1]) then
-      local head = call('ZRANGE', P .. 'owed:' .. source, 0, 0, 'WITHSCORES')
-      if head[1] and (not best or tonumber(head[2]) < best_score) then
-        best, best_score = head[1], tonumber(head[2])
-      end
+      local too_late, saved = heads(source)
+      late, in_time = sooner(too_late, late), sooner(saved, in_time)
       probe = probe or call('ZRANGEBYSCORE', P .. 'probe:' .. source, '-inf', num(now), 'LIMIT', 0, 1)[1]
     end
   end
+  local best = late or in_time
+  if late and in_time and tonumber(in_time[2]) <= now + SOON_SECONDS then
+    if call('INCR', P .. 'turn') % LATE_TURNS ~= 1 then best = in_time end
+  end
+  best = best and best[1]
   local id = best or probe
   if not id then return {} end
   local fence

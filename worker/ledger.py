@@ -129,6 +129,25 @@ class SourceStatus:
     paused_why: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """One output of a backlog, in seconds: its deadline, how long it will take, and when it may begin (0: at once)."""
+
+    deadline: float
+    seconds: float
+    not_before: float
+    claimed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backlog:
+    """What one source owes. Each of `rows` stands for ``open / len(rows)`` outputs; `measured` were timed before."""
+
+    open: int
+    measured: int
+    rows: tuple[Waiting, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pause:
     """Why nobody calls a source before `until`. `times`: how often in a row; `fingerprint`: of the secret that was refused."""
@@ -623,6 +642,12 @@ class Ledger:
                 self._redis.hdel(f"{PREFIX}slots", *dead)
             return [name.decode() for name in self._redis.zrangebyscore(f"{PREFIX}workers", oldest, "+inf")]
 
+    def capacity(self) -> int:
+        """How many outputs the living workers can collect at once."""
+        workers = self.workers()
+        with _edge():
+            return sum(int(slots or 0) for slots in self._redis.hmget(f"{PREFIX}slots", workers)) if workers else 0
+
     def once(self, name: str, life: timedelta) -> bool:
         """True for the first caller within `life`."""
         with _edge():
@@ -714,6 +739,15 @@ class Ledger:
             last_poll_error=(json.loads(poll[b"detail"]).get("error") or None) if poll else None,
             paused_until=until if until and until > now else None,
             paused_why=why.decode() if why and until and until > now else None,
+        )
+
+    def backlog(self, source: str, most: int) -> Backlog:
+        """Give what `source` owes by deadline; where that is more than `most` outputs, evenly chosen ones."""
+        total, measured, *rows = self._run("backlog", source, most)
+        return Backlog(
+            open=total,
+            measured=measured,
+            rows=tuple(Waiting(float(dl), float(seconds), float(nb), bool(claimed)) for dl, seconds, nb, claimed in rows),
         )
 
     def counters(self) -> dict[str, dict[str, float]]:

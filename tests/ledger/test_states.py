@@ -65,6 +65,7 @@ class Model:
     begun: bool = False
     open_at: float | None = None
     entries: dict[OutputId, Entry] = field(default_factory=dict)
+    turn: int = 0
     count: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SLOTS, 0))
     lost_total: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SLOTS, 0))
 
@@ -102,6 +103,11 @@ class Model:
             for identity, entry in self.of(source).items()
             if entry.state == "owed" and entry.not_before <= self.now
         ]
+        late = [one for one in owed if one[0] <= self.now]
+        in_time = [one for one in owed if one[0] > self.now]
+        if late and in_time and min(in_time)[0] <= self.now + 900:
+            self.turn += 1
+            return min(late if self.turn % 8 == 1 else in_time)[-1], False
         if owed:
             return min(owed)[-1], False
         for source in free:

@@ -105,3 +105,21 @@ def test_labels_that_nobody_foresaw_are_counted_too(start_web: Callable[..., Web
     found = scrape(start_web())
     assert of(found, "lastcall_polls_total", source="conversions", result="moonshine") == 1
     assert of(found, "lastcall_polls_total", source="acme-exports", result="ok") == 0
+
+
+def test_the_forecast_is_a_metric_as_soon_as_it_is_known(start_web: Callable[..., Web], ledger: Ledger) -> None:
+    """No sample before that, since a zero would say that all is well."""
+    for number in range(8):
+        owed = output("conversions", number, ready=timedelta(seconds=90), left=timedelta(hours=1))
+        ledger.owe(owed, recheck=False)
+        if number == 0:
+            web = start_web()
+            assert not [
+                labels for name, labels in scrape(web) if name == "lastcall_forecast_missed" and "conversions" in str(labels)
+            ]
+        if number < 3:
+            ledger.archived(owed.id, "key", 5, unproven=False, seconds=2400)
+    found = scrape(web)
+    assert of(found, "lastcall_forecast_missed", source="conversions") == 5, "no worker is alive"
+    assert of(found, "lastcall_forecast_workers_needed") == 1
+    assert of(found, "lastcall_forecast_missed", source="acme-exports") == 0

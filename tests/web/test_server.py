@@ -204,6 +204,8 @@ def test_the_board_tells_the_story(start_web: Callable[..., Web], ledger: Ledger
     ]
     assert board["held"]["rows"][0]["commands"] == ["lastcall show acme-exports/2/2", "lastcall retry acme-exports/2/2"]
     assert "in reserve" in board["held"]["rows"][0]["last_error"]
+    outlook = board["totals"].pop("forecast")
+    assert (outlook["missed"], outlook["text"]) == (None, "not known yet, until outputs were timed: acme-exports")
     assert board["totals"] == {
         "owed": 4, "claimed": 1, "archived": 1, "lost": 1, "acknowledged": 1, "held": 1, "empty": 1, "at_risk": 4, "overdue": 3,
     }  # fmt: skip

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from worker import forecast
+from worker.forecast import Forecast
 from worker.ledger import Ledger, SourceStatus
 from worker.model import OutputState
 from worker.settings import Settings
@@ -26,15 +28,15 @@ Counters = dict[str, dict[str, float]]
 def render(ledger: Ledger, settings: Settings) -> bytes:
     """Give all metrics as Prometheus text (format 0.0.4). Raises `LedgerUnavailableError`."""
     registry = CollectorRegistry()
-    registry.register(_LedgerCollector(ledger, tuple(settings.sources), settings.worker.at_risk))
+    registry.register(_LedgerCollector(ledger, settings))
     return generate_latest(registry)
 
 
 class _LedgerCollector(Collector):
-    def __init__(self, ledger: Ledger, sources: tuple[str, ...], at_risk: timedelta) -> None:
+    def __init__(self, ledger: Ledger, settings: Settings) -> None:
         self._ledger = ledger
-        self._sources = sources
-        self._at_risk = at_risk
+        self._settings = settings
+        self._sources = tuple(settings.sources)
 
     def describe(self) -> list[Metric]:
         """Keep the registry from asking Redis what there is."""
@@ -43,10 +45,12 @@ class _LedgerCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Read everything first, so that a scrape is whole or fails."""
         now = self._ledger.now()
-        rows = {source: self._ledger.status(source, self._at_risk) for source in self._sources}
+        rows = {source: self._ledger.status(source, self._settings.worker.at_risk) for source in self._sources}
         counters = self._ledger.counters()
         workers, beat_at = self._ledger.workers(), self._ledger.beat_at()
+        outlook = forecast.read(self._ledger, self._settings, rows)
         yield from _state_of_sources(rows, now)
+        yield from _forecast(outlook)
         yield from self._counted(counters)
         yield self._latency(counters)
         yield GaugeMetricFamily("lastcall_workers", "Worker processes that are alive.", value=len(workers))
@@ -114,6 +118,21 @@ def _state_of_sources(rows: dict[str, SourceStatus], now: datetime) -> Iterator[
         overdue.add_metric([source], row.overdue)
         polled.add_metric([source], _epoch_seconds(row.last_poll_at))
     yield from (outputs, nearest, at_risk, overdue, polled)
+
+
+def _forecast(outlook: Forecast) -> Iterator[Metric]:
+    """What is not known yet has no sample, so that nobody takes it for a zero."""
+    missed = GaugeMetricFamily(
+        "lastcall_forecast_missed", "Owed outputs that will miss their deadline as things are now.", labels=["source"]
+    )
+    for name, source in outlook.sources.items():
+        if source.missed is not None:
+            missed.add_metric([name], source.missed)
+    yield missed
+    needed = GaugeMetricFamily("lastcall_forecast_workers_needed", "How many more workers would save what can be saved.")
+    if outlook.more_workers is not None:
+        needed.add_metric([], outlook.more_workers)
+    yield needed
 
 
 def _epoch_seconds(at: datetime | None) -> float:

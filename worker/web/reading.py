@@ -12,7 +12,9 @@ from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Generic, TypeVar
 
+from worker import forecast
 from worker.errors import LedgerUnavailableError
+from worker.forecast import Forecast
 from worker.ledger import Ledger, Record, SourceStatus
 from worker.model import JsonObject, OutputState, timestamp
 from worker.settings import Settings
@@ -102,12 +104,13 @@ def board(ledger: Ledger, settings: Settings) -> JsonObject:
         lost += itertools.islice(ledger.records(source, OutputState.LOST), min(row.lost, _PEOPLE_ROWS))
         held += itertools.islice(ledger.records(source, OutputState.HELD), min(row.held, _PEOPLE_ROWS))
     totals = {key: sum(getattr(row, key) for row in rows.values()) for key in _COUNTS}
+    outlook = forecast.read(ledger, settings, rows)
     return {
         "now": timestamp(now),
         "health": health(ledger),
         "at_risk_seconds": at_risk.total_seconds(),
-        "totals": totals,
-        "sources": [_source(settings, name, row) for name, row in rows.items()],
+        "totals": {**totals, "forecast": outlook.to_json()},
+        "sources": [_source(settings, name, row, outlook) for name, row in rows.items()],
         "outputs": _most_urgent(list(owed.values()), ROWS, totals["owed"] + totals["claimed"], now, at_risk),
         "lost": _most_urgent(lost, _PEOPLE_ROWS, totals["lost"], now, at_risk),
         "held": _most_urgent(held, _PEOPLE_ROWS, totals["held"], now, at_risk),
@@ -119,10 +122,11 @@ def _most_urgent(records: list[Record], most: int, total: int, now: datetime, at
     return {"rows": [_output(record, now, at_risk) for record in shown], "more": max(0, total - len(shown))}
 
 
-def _source(settings: Settings, name: str, row: SourceStatus) -> JsonObject:
+def _source(settings: Settings, name: str, row: SourceStatus, outlook: Forecast) -> JsonObject:
     fields = {key: timestamp(value) if isinstance(value, datetime) else value for key, value in asdict(row).items()}
     configured = settings.sources[name]
-    return {"name": name, "vendor": configured.vendor, "enabled": configured.enabled, **fields}
+    figure = outlook.sources[name].to_json() if name in outlook.sources else None
+    return {"name": name, "vendor": configured.vendor, "enabled": configured.enabled, **fields, "forecast": figure}
 
 
 def _output(record: Record, now: datetime, at_risk: timedelta) -> JsonObject:

@@ -133,6 +133,13 @@ function drawTotals(totals) {
   );
 }
 
+function drawForecast({ forecast }) {
+  const node = byId("forecast");
+  node.hidden = forecast.open === 0;
+  node.className = `forecast ${forecast.missed ? "soon" : ""}`;
+  write(node, `Forecast: ${forecast.text}.`);
+}
+
 function drawCases(section, { rows, more }, total, command) {
   section.hidden = total === 0;
   write(section.querySelector(".count"), number(total));
@@ -268,6 +275,7 @@ function draw(board) {
   clockAheadMs = Date.now() - Date.parse(board.now);
   drawHealth(board);
   drawTotals(board.totals);
+  drawForecast(board.totals);
   drawCases(byId("lost"), board.lost, board.totals.lost, "lastcall outputs --state lost");
   drawCases(byId("held"), board.held, board.totals.held, "lastcall outputs --state held");
   drawOutputs(board.outputs);
