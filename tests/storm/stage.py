@@ -40,6 +40,7 @@ BUCKET, PREFIX = "exports", "archive"
 RETENTION = {"sellercloud": timedelta(days=10), "api2convert": timedelta(hours=24), "crayon": timedelta(days=7)}
 FILES = {"sellercloud": "download", "api2convert": "download", "spaaza": "storage", "crayon": "download"}  # routes
 STOP_SECONDS = 30.0
+START_SECONDS = 5.0
 PACE = Fault(bytes_per_second=1_000_000, delay_seconds=0.1)  # a vendor's good days: slow enough to be struck in mid download
 
 
@@ -49,6 +50,7 @@ class Crew:
     def __init__(self, name: str, command: str, folder: Path, environment: dict[str, str]) -> None:
         self.child = Child(name, [sys.executable, "-m", "worker", command], folder, environment=environment)
         self.name, self.frozen, self.told_to_stop, self.killed = name, False, 0.0, False
+        self.started = 0.0
 
     @property
     def at_work(self) -> bool:
@@ -56,6 +58,7 @@ class Crew:
 
     def start(self) -> None:
         self.frozen, self.told_to_stop, self.killed = False, 0.0, False
+        self.started = time.monotonic()
         self.child.start()
 
     def kill(self) -> None:
@@ -87,11 +90,13 @@ class Stage:
         self.s3_server = S3Server(folder)
         self.proxy = s3proxy.S3Proxy(self.s3_server.port)
         self.gone_at: dict[str, float] = {}  # output id -> when its bytes will be gone, where that is soon
+        self.fates: dict[str, str] = {}  # why they are gone
         self.preset_downloads: dict[str, int] = {}  # what the vendor had counted before we came
         self.never: dict[str, list[str]] = {"empty": [], "invalid": []}  # ids of what is done and has no bytes
         self.tokens: list[str] = []
         self.frozen: list[tuple[float, float]] = []
         self.forgot: list[float] = []  # when Redis lost what it knew
+        self.older: list[tuple[float, float]] = []  # what Redis forgot when it came back older: from when until when
         self.began = time.time()
         self._timers: list[tuple[float, int, Callable[[], object]]] = []  # the ends of faults
         self._fates: list[tuple[float, int, Callable[[], object]]] = []  # what vendors do with what they made
@@ -222,7 +227,9 @@ class Stage:
                     crew.kill()
             elif crew.told_to_stop:
                 self.stop_seconds.append(now - crew.told_to_stop)
-                if crew.child.returncode != 0:
+                # One that was just started may not be able to listen yet, and holds nothing.
+                unborn = crew.child.returncode == -signal.SIGTERM and crew.told_to_stop - crew.started < START_SECONDS
+                if crew.child.returncode != 0 and not unborn:
                     self.wrong.append(f"{crew.name} ended with {crew.child.returncode} after SIGTERM")
                 crew.start()
             elif not crew.killed:
@@ -250,6 +257,7 @@ class Stage:
 
     def _soon_gone(self, vendor: str, addition: Addition, *identity: str) -> None:
         self.gone_at["/".join((vendor, *identity))] = time.time() + addition.life
+        self.fates["/".join((vendor, *identity))] = addition.fate
 
     def _add_sellercloud(self, addition: Addition, contents: list[Content]) -> None:
         now, fate = datetime.now(UTC), addition.fate
@@ -325,6 +333,7 @@ class Stage:
             self.never["invalid"].append(identity)
         if fate == "superseded":
             self.gone_at[identity] = time.time() + addition.life
+            self.fates[identity] = fate
             again = Content(f"{content.seed} again", content.size + 1)
             self._in_time(addition.life, lambda: self.spaaza.rerun(task, again))
 
@@ -411,11 +420,12 @@ class Stage:
             self.redis.pause()
             self.later(blow.lasts, self.redis.resume)
         elif kind == "older":
-            kept = self.folder / "redis-older"
+            kept, copied_at = self.folder / "redis-older", time.time()
             _copy_files(self.redis.log.parent, kept)
 
             def go_back() -> None:
                 self.forgot.append(time.time())
+                self.older.append((copied_at, time.time()))
                 self.redis.kill()
                 _empty(self.redis.log.parent)
                 _copy_files(kept, self.redis.log.parent)
@@ -487,7 +497,7 @@ class Stage:
             case "reset":
                 vendor.fail(files, Fault(cut_fraction=fraction, reset=True), times=blow.times)
             case "trickle":
-                vendor.fail(files, Fault(bytes_per_second=20_000), times=blow.times)
+                vendor.fail(files, Fault(bytes_per_second=100_000), times=blow.times)
             case "slow":
                 vendor.fail("*", Fault(delay_seconds=blow.lasts), times=blow.times)
             case "page":
@@ -519,6 +529,8 @@ class Stage:
         for name, vendor in self.vendors.items():
             vendor._once.clear()
             self._vendor_is_well(name)
+            vendor.stop()  # what still trickles would do so for minutes
+            vendor.start()
         self.spaaza.switches.lapsed_links = 0
 
 

@@ -119,6 +119,8 @@ def _settle(stage: Stage, most_seconds: float) -> tuple[list[str], float]:
 def _print_figures(stage: Stage, found: verdict.Evidence, settled: float) -> None:
     states = Counter(found.state(output) for output in found.truth)
     print(f"outputs        {len(found.truth)}: " + ", ".join(f"{count} {state}" for state, count in sorted(states.items())))
+    ends = Counter((stage.fates.get(output, "other"), found.state(output)) for output, true in found.truth.items() if true.gone)
+    print("gone by now    " + ", ".join(f"{count} {fate} {state}" for (fate, state), count in sorted(ends.items())))
     print(f"other jobs     {len(stage.never['empty'])} produced nothing, {len(stage.never['invalid'])} an invalid result")
     print(f"bytes          {sum(size for size, _, _ in found.objects.values()):,} in {len(found.objects)} objects")
     print("faults         " + ", ".join(f"{stage.counts[kind]} {kind}" for kind in BLOWS))
@@ -126,6 +128,7 @@ def _print_figures(stage: Stage, found: verdict.Evidence, settled: float) -> Non
     begun = Counter(ranged.count(False) for output, ranged in gets.items() if output in found.receipts)
     print(f"downloads      {sum(n * count for n, count in begun.items())} of {len(found.receipts)} archived outputs: ", end="")
     print(", ".join(f"{count} {number}×" for number, count in sorted(begun.items())))
+    print(f"once more      {stage.counts['forgotten']} that Redis had forgotten by coming back older")
     print(f"resumed        {sum(ranged.count(True) for ranged in gets.values())} times, after a cut, within one download")
     print(f"takeovers      {stage.counts['takeovers']} at least (Redis forgets)")
     print(f"S3 requests    {stage.proxy.requests}")
