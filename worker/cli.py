@@ -86,7 +86,13 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="One JSON do
 
 
 def _print_json(document: object) -> None:
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    # Within strings only: what a stranger could command a terminal with is written as an escape of JSON.
+    click.echo("".join(letter if letter.isprintable() or letter == "\n" else _json_escape(letter) for letter in text))
+
+
+def _json_escape(letter: str) -> str:
+    return json.dumps(letter)[1:-1].replace("\x7f", "\\u007f")
 
 
 def _table(*columns: str, numbers: Iterable[str] = ()) -> Table:

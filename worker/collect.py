@@ -17,6 +17,7 @@ import structlog
 
 from worker import fetch, names
 from worker.archive import StoredObject, Upload
+from worker.connect import check_url
 from worker.daemon import Daemon
 from worker.decode import Decoder
 from worker.errors import (
@@ -149,6 +150,7 @@ def _spend(daemon: Daemon, claim: Claim, lease: Held, link: Link) -> int:
 def _download(daemon: Daemon, claim: Claim, lease: Held, link: Link, standing: list[StoredObject]) -> Receipt:
     """One download: stream, decode, hash, upload, prove, complete, receipt."""
     output, source = claim.output, daemon.sources[claim.output.id.source]
+    check_url(link.url, daemon.settings.sources[output.id.source])  # what will not be asked for is not spent
     number = _spend(daemon, claim, lease, link)
     algorithm = output.checksum.algorithm if output.checksum else None
 

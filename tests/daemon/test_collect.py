@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 
 from worker.collect import collect
@@ -70,6 +71,33 @@ def test_a_cut_body_is_tried_again_and_never_stored(world):
     daemon.ledger.retry(record.output.id)
     drain(daemon)
     world.assert_archived_once()
+
+
+def test_a_link_to_a_host_that_is_not_allowed_is_held_and_spends_no_download(world):
+    world.only("api2convert")
+    world.sources["api2convert"] |= {
+        "base_url": world.api2convert.base_url.replace("127.0.0.1", "localhost"),
+        "download_hosts": [],
+    }
+    world.api2convert.add_job(OutputFile("a.csv", Content("a", 10)))
+    daemon = world.daemon()
+    poll_all(daemon)
+    (outcome,) = drain(daemon)
+    assert "download_hosts" in outcome
+    (record,) = daemon.ledger.records("api2convert")
+    assert (record.state, record.downloads) == ("held", 0)
+    assert not [key for key in world.objects() if "/_state/spent/" in key]
+
+
+def test_json_on_a_terminal_commands_nothing(world):
+    world.only("api2convert")
+    world.api2convert.add_job(OutputFile("K\u00f6ln\u009b31m\x7f\u202egpj.csv", Content("a", 10)))
+    poll_all(world.daemon())
+    done = world.run("outputs", "--json")
+    assert done.returncode == 0, done.stderr
+    assert all(letter.isprintable() or letter == "\n" for letter in done.stdout)
+    assert "K\u00f6ln" in done.stdout
+    assert json.loads(done.stdout)[0]["source"] == "api2convert"
 
 
 def test_what_was_listed_before_an_error_is_owed(world):
