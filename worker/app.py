@@ -291,7 +291,8 @@ def _send(task: Task, *arguments: str, **options: Any) -> None:
     """Send one message. Raises `LedgerUnavailableError`: it is the same Redis, and the next tick sends what is missing."""
     try:
         task.apply_async(arguments, **options)
-    except OperationalError as exc:
+    # kombu closes the connection under this thread's hands when another one finds Redis gone, and then misses its own parts.
+    except (OperationalError, AttributeError) as exc:
         raise LedgerUnavailableError("Redis: the message could not be sent") from exc
 
 
