@@ -330,6 +330,7 @@ def test_a_refused_download_means_what_answer_and_list_say_together(
     output = only_output(source)
     assert download(source, output)
     situation(vendor, item)
+    listed(source)  # the next poll; until then a refusal is judged by the poll before
     for under_200 in (False, True):
         vendor.switches.error_under_200 = under_200
         for status in statuses:
@@ -339,7 +340,7 @@ def test_a_refused_download_means_what_answer_and_list_say_together(
             before = len(vendor.requests("list"))
             with pytest.raises(error) as caught:
                 download(source, output)
-            assert len(vendor.requests("list")) - before == 1
+            assert len(vendor.requests("list")) == before
             assert getattr(caught.value, "reason", None) == reason
 
 
@@ -353,8 +354,24 @@ def test_a_500_for_what_is_no_longer_listed_is_gone_only_past_the_deadline(
         item = vendor.add_job(created_at=now - age)
         output = only_output(source)
         item.deleted = True
+        listed(source)
         with pytest.raises(error):
             download(source, output)
+
+
+def test_neither_a_failed_download_nor_a_watched_job_lists_out_of_turn(
+    vendor: Simulator, source: Crayon, download: Any
+) -> None:
+    item = vendor.add_job()
+    output = only_output(source)
+    for fault in (SERVER_FAULT, Fault.answer(404), Fault.answer(204)):
+        vendor.fail("download", fault)
+        with pytest.raises((VendorUnavailableError, OutputGoneError)):
+            download(source, output)
+    assert source.job(str(item.id)).outputs == (output,)
+    with pytest.raises(OutputGoneError):
+        source.job("4711")
+    assert len(vendor.requests("list")) == 1
 
 
 def test_faults_of_a_download_are_tried_later(vendor: Simulator, source: Crayon, shared: Any, download: Any) -> None:

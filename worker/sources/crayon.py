@@ -7,8 +7,9 @@ so its form is found out by `decode`. The queue has no paging and no call for a 
 from __future__ import annotations
 
 import base64
+import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlencode
@@ -58,6 +59,7 @@ class Crayon:
             log_in_statuses=frozenset({401, 403}),
         )
         self._days = settings.retention // timedelta(days=1)  # the window as last seen; it is only compared, to warn once
+        self._last: _Queue | None = None
 
     def jobs(self, since: datetime) -> Iterator[Job]:
         """Yield the whole queue, which the vendor gives in one answer and cuts to its own window, whatever `since` is."""
@@ -71,7 +73,7 @@ class Crayon:
                 yield job
 
     def job(self, job_id: str) -> Job:
-        """Pick one job out of the list; there is no call for a single one. `OutputGoneError` when it is not listed."""
+        """Pick one job out of the last list; there is no call for a single one. `OutputGoneError` when it is not listed."""
         job = self._find(job_id)
         if job is None:
             raise OutputGoneError(f"job {job_id[:40]}: not in the exports queue", reason="expired")
@@ -88,7 +90,7 @@ class Crayon:
         )
 
     def refused(self, output: Output, refusal: RefusedError) -> LastcallError:
-        """Say what a refused download means. Asks the vendor for its list once, at most twice where the token is in doubt.
+        """Say what a refused download means, by the last listing; the vendor is asked only where that is old or a 401 came.
 
         The vendor documents no answers for the bad cases. 404 and 410 say that the file is not there, and the list then says
         whether it is not there yet or no longer; the other answers are taken for gone only where the list agrees.
@@ -148,6 +150,10 @@ class Crayon:
         reply = self._api.get("list of exports", _EXPORTS)
         if not reply.ok:
             raise reply.unexpected()
+        self._last = queue = self._read_queue(reply)
+        return queue
+
+    def _read_queue(self, reply: Reply) -> _Queue:
         document = reply.json()
         if isinstance(document, list):  # other collections of this API come as bare arrays
             return _Queue(document, self._settings.retention)
@@ -155,6 +161,13 @@ class Crayon:
         if fields.get("Items") is None and fields.text("ErrorCode", "Message"):
             raise VendorReplyError(f"{reply.call}: an error object came in place of the list")
         return _Queue(fields.rows("Items"), self._retention(fields))
+
+    def _recent_queue(self) -> _Queue:
+        """Give the last listing for as long as the next one may take: a failed download is no reason to list out of turn."""
+        last = self._last
+        if last is None or time.monotonic() - last.read_at > 2 * self._settings.poll_every.total_seconds():
+            return self._queue()
+        return last
 
     def _retention(self, fields: Fields) -> timedelta:
         """The vendor lists `NrOfDays` days; what is no longer listed can no longer be counted on."""
@@ -171,7 +184,7 @@ class Crayon:
         return min(retention, timedelta(days=days))
 
     def _find(self, job_id: str) -> Job | None:
-        queue = self._queue()
+        queue = self._recent_queue()
         jobs = (self._listed(item, queue.retention) for item in queue.items)
         return next((job for job in jobs if job is not None and job.id == job_id), None)
 
@@ -255,6 +268,7 @@ class Crayon:
 class _Queue:
     items: list[Any]
     retention: timedelta
+    read_at: float = field(default_factory=time.monotonic)
 
 
 # Answers that may mean "not ready", "failed" or "gone", and may as well be a fault.
