@@ -133,7 +133,7 @@ def _additions(rng: random.Random, seconds: float, outputs: int) -> Iterator[Add
         yield addition
     for vendor in VENDORS * (2 if outputs >= 1000 else 1):
         form = "object" if vendor == "sellercloud" else "raw" if vendor == "crayon" else ""
-        yield Addition(at=rng.uniform(0, seconds * 0.9), vendor=vendor, fate="", sizes=(20 * MIB,), kind="csv", form=form)
+        yield Addition(at=rng.uniform(0, seconds * 0.6), vendor=vendor, fate="", sizes=(20 * MIB,), kind="csv", form=form)
 
 
 def _addition(rng: random.Random, vendor: str, seconds: float) -> Addition:
@@ -153,5 +153,7 @@ def _addition(rng: random.Random, vendor: str, seconds: float) -> Addition:
         kind = "csv"
     life = rng.uniform(0.4, 1) * min(60, seconds / 2) if fate in {"short", "deleted"} else rng.uniform(3, 20)
     # What takes its time, or is soon gone, comes early enough to be seen through.
-    at = rng.uniform(0, seconds if fate in {"", "partial", "empty", "failed"} else seconds * 0.6)
+    at = rng.uniform(
+        0, seconds if fate in {"", "partial", "empty", "failed"} else seconds * (0.3 if fate == "invalid" else 0.6)
+    )
     return Addition(at=at, vendor=vendor, fate=fate, sizes=tuple(sizes), kind=kind, form=form, life=life)
