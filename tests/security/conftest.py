@@ -1,0 +1,162 @@
+"""A world with a password on everything: a Redis with the users of deploy/, and secrets that can be told apart everywhere."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import secrets
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from daemon.conftest import World
+
+from worker.demo.embedded import RedisServer
+
+USERS = Path(__file__).parents[2] / "deploy/redis/users.acl"
+
+
+class GuardedRedis(RedisServer):
+    """A Redis with deploy/redis/users.acl, and an `admin` beside it for the tests to look with."""
+
+    def __init__(self, folder: Path, password: str) -> None:
+        super().__init__(folder)
+        self.password, self.admin_password = password, secrets.token_hex(8)
+        line = next(line for line in USERS.read_text().splitlines() if line.startswith("user lastcall "))
+        digest = hashlib.sha256(password.encode()).hexdigest()
+        line, changed = re.subn(r"#[0-9a-f]{64}", f"#{digest}", line)
+        assert changed == 1
+        users = folder / "users.acl"
+        users.write_text(f"{line}\nuser default off\nuser admin on >{self.admin_password} ~* &* +@all\n")
+        self.command += ["--aclfile", str(users)]
+
+    @property
+    def url(self) -> str:
+        return f"redis://lastcall:{self.password}@127.0.0.1:{self.port}/0"
+
+    @property
+    def admin_url(self) -> str:
+        return f"redis://admin:{self.admin_password}@127.0.0.1:{self.port}/0"
+
+    def ready(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
+                connection.sendall(b"PING\r\n")
+                return connection.recv(64).startswith(b"-NOAUTH")
+        except OSError:
+            return False
+
+
+class Monitor:
+    """Everything that any client says to Redis, while it runs."""
+
+    def __init__(self, server: GuardedRedis) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", server.port))
+        self._socket.sendall(f"AUTH admin {server.admin_password}\r\nMONITOR\r\n".encode())
+        self.heard = bytearray()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        try:
+            while data := self._socket.recv(1 << 20):
+                self.heard += data
+        except OSError:  # closed
+            return
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def forms(secret: str) -> Iterator[bytes]:
+    """Give what a secret looks like as it is, in hex, and inside base64 at any offset."""
+    data = secret.encode()
+    yield data
+    yield data.hex().encode()
+    for offset in range(3):
+        text = base64.b64encode(b"\0" * offset + data)
+        yield text[4 if offset else 0 : len(text) // 4 * 4 - 4]
+
+
+def leaks(named: dict[str, str], evidence: bytes) -> list[str]:
+    """Name the secrets that occur in `evidence`."""
+    return [name for name, secret in named.items() if any(form in evidence for form in forms(secret))]
+
+
+class GuardedWorld(World):
+    """A world whose configuration may name secrets by ``{"env": …}`` and ``{"file": …}``. `env` is what its processes get."""
+
+    env: dict[str, str]
+
+    def _env(self, more: dict[str, str]) -> dict[str, str]:
+        return super()._env({**self.env, **more})
+
+    @property
+    def config(self) -> Path:
+        lines = [f"redis_url = {_toml((self.env.get('REDIS_URL') and {'env': 'REDIS_URL'}) or self.redis_url)}"]
+        for name, table in {**self.tables, **{f"sources.{name}": table for name, table in self.sources.items()}}.items():
+            lines += [f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
+        path = self.folder / "lastcall.toml"
+        path.write_text("\n".join(lines) + "\n")
+        return path
+
+    def start_program(self, name: str, program: str) -> subprocess.Popen[bytes]:
+        """Start a process of the Procfile inside `program`, which ends with the call of `worker.cli.main`."""
+        with (self.folder / f"{name}-{len(self._processes)}.log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-c", program, name], env=self._env({}), stdout=log, stderr=subprocess.STDOUT
+            )
+        self._processes.append(process)
+        return process
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value)
+
+
+@pytest.fixture
+def guarded_redis(_redis_here: None, tmp_path: Path) -> Iterator[GuardedRedis]:
+    with GuardedRedis(tmp_path / "redis", f"Zq9redis{secrets.token_hex(8)}") as server:
+        yield server
+
+
+@pytest.fixture
+def guarded_world(tmp_path: Path, guarded_redis: GuardedRedis, s3_url: str, bucket: str) -> Iterator[GuardedWorld]:
+    made = GuardedWorld(tmp_path, guarded_redis.url, s3_url, bucket)
+    made.env = {"REDIS_URL": guarded_redis.url}
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def admin(guarded_redis: GuardedRedis) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(guarded_redis.admin_url) as client:
+        yield client
+
+
+@pytest.fixture
+def world(tmp_path: Path, redis_url: str, s3_url: str, bucket: str) -> Iterator[World]:
+    made = World(tmp_path, redis_url, s3_url, bucket)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def redis_client(redis_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url) as client:
+        yield client
