@@ -426,6 +426,23 @@ def test_pairs_of_the_archive(keys: str, message: str) -> None:
     assert problems(MINIMAL + keys) == [message]
 
 
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ('enabled = "yes"', "expected true or false"),
+        ("allow_private_hosts = 1", "expected true or false"),
+        ("max_downloads = true", "expected a whole number"),
+        ('max_downloads = "20"', "expected a whole number"),
+        ("max_concurrent_downloads = 2.0", "expected a whole number"),
+        ('requests_per_second = "2"', "expected a number"),
+        ("requests_per_second = true", "expected a number"),
+    ],
+)
+def test_numbers_and_truths_are_what_toml_calls_so(keys: str, message: str) -> None:
+    assert problem(keys, "api2convert") == f"sources.acme.{keys.partition(" ")[0]}: {message}"
+    assert parse_source("api2convert", "requests_per_second = 3").requests_per_second == 3.0
+
+
 @pytest.mark.parametrize("keys", ["reserve_downloads = 10", "max_downloads = 1", "max_downloads = 3\nreserve_downloads = 4"])
 def test_the_reserve_leaves_something_of_the_downloads(keys: str) -> None:
     assert problem(keys, "api2convert").startswith("sources.acme.reserve_downloads: must be smaller than max_downloads")

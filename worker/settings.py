@@ -27,6 +27,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
+    Strict,
     ValidationError,
     model_validator,
 )
@@ -192,7 +193,10 @@ ExistingFile: TypeAlias = Annotated[Path, AfterValidator(_existing_file)]
 Bucket: TypeAlias = Annotated[str, AfterValidator(_bucket)]
 SourceName: TypeAlias = Annotated[str, AfterValidator(_source_name)]
 EnvironmentName: TypeAlias = Annotated[str, AfterValidator(_environment_name)]
-Rate: TypeAlias = Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)]
+Rate: TypeAlias = Annotated[float, Strict(), Field(gt=0, le=10_000, allow_inf_nan=False)]
+# TOML has types, so "yes", "4" and 1 for true are slips of the pen and not values.
+Count: TypeAlias = Annotated[int, Strict()]
+Flag: TypeAlias = Annotated[bool, Strict()]
 
 
 class _Table(BaseModel):
@@ -304,7 +308,7 @@ class ArchiveSettings(_Table):
     sse: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = None
     kms_key_id: str | None = None
     object_lock_mode: Literal["GOVERNANCE", "COMPLIANCE"] | None = None
-    object_lock_days: int | None = Field(default=None, ge=1)
+    object_lock_days: Count | None = Field(default=None, ge=1)
 
     def rules(self) -> Iterator[tuple[str, str]]:
         """Some keys go together."""
@@ -321,7 +325,7 @@ class WorkerSettings(_Table):
     max_output_bytes: Annotated[Size, Field(gt=0)] = ByteSize(100 * 2**30)
     lease: Annotated[Duration, AfterValidator(_at_least(timedelta(seconds=2)))] = timedelta(seconds=60)
     at_risk: Duration = timedelta(minutes=15)
-    concurrency: int = Field(default=16, ge=1, le=1024)
+    concurrency: Count = Field(default=16, ge=1, le=1024)
     spool_bytes: Size = ByteSize(2 * 2**30)
 
 
@@ -381,17 +385,17 @@ class _SourceTable(_Table):
     poll_every: Annotated[Duration, AfterValidator(_at_least(timedelta(seconds=1)))] = timedelta(seconds=60)
     retention: PositiveDuration
     requests_per_second: Rate
-    max_concurrent_downloads: int = Field(default=4, ge=1, le=1000)
+    max_concurrent_downloads: Count = Field(default=4, ge=1, le=1000)
     connect_timeout: PositiveDuration = timedelta(seconds=10)
     read_timeout: PositiveDuration = timedelta(seconds=60)
     min_throughput: Size = ByteSize(1024)  # bytes per second, over a minute; 0B turns it off
     timezone: TimeZone | None = None
     deadline_margin: Duration | None = None
-    allow_private_hosts: bool = False
+    allow_private_hosts: Flag = False
     download_hosts: tuple[DownloadHost, ...] = ()
     ca_bundle: ExistingFile | None = None
     proxy: ProxyUrl | None = None
-    enabled: bool = True
+    enabled: Flag = True
 
     default_margin: ClassVar[timedelta] = timedelta(0)
     secret_keys: ClassVar[tuple[str, ...]] = ()
@@ -432,7 +436,7 @@ class SellercloudSettings(_SourceTable):
     password: Secret
     retention: PositiveDuration = timedelta(days=10)
     requests_per_second: Rate = 2.5  # 10,800 an hour and address is 3
-    job_types: tuple[int, ...] = ()
+    job_types: tuple[Count, ...] = ()
 
     default_margin = timedelta(hours=24)
     secret_keys = ("username", "password")
@@ -447,8 +451,8 @@ class Api2convertSettings(_SourceTable):
     retention: PositiveDuration = timedelta(hours=24)
     requests_per_second: Rate = 2.0
     download_hosts: tuple[DownloadHost, ...] = ("*.api2convert.com", "*.online-convert.com")
-    max_downloads: int = Field(default=10, ge=1)
-    reserve_downloads: int = Field(default=1, ge=0)
+    max_downloads: Count = Field(default=10, ge=1)
+    reserve_downloads: Count = Field(default=1, ge=0)
     download_password: Secret | None = None
 
     default_margin = timedelta(hours=3)
