@@ -439,7 +439,7 @@ def test_pairs_of_the_archive(keys: str, message: str) -> None:
     ],
 )
 def test_numbers_and_truths_are_what_toml_calls_so(keys: str, message: str) -> None:
-    assert problem(keys, "api2convert") == f"sources.acme.{keys.partition(" ")[0]}: {message}"
+    assert problem(keys, "api2convert") == f"sources.acme.{keys.partition(' ')[0]}: {message}"
     assert parse_source("api2convert", "requests_per_second = 3").requests_per_second == 3.0
 
 
