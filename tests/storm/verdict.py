@@ -13,6 +13,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 
 from tests.storm.plan import BUDGET
 from tests.storm.stage import BUCKET, FILES, PREFIX, Stage
+from worker.demo.embedded import wait_until
 from worker.demo.server import Truth
 
 UNSEEN_SECONDS = 20.0  # what is offered for longer than this is listed, unless the storm is in the way all the while
@@ -362,8 +364,10 @@ def nobody_left(stage: Stage) -> Iterator[str]:
             yield f"{crew.name} does not run at the end ({crew.child.returncode})"
     for crew in stage.crew:
         if crew.told_to_stop:
-            crew.child.stop(within_seconds=32)
+            with suppress(TimeoutError):  # it is killed then, and its code tells
+                wait_until(lambda crew=crew: not crew.child.running, 32, crew.name)
             stage.stop_seconds.append(time.monotonic() - crew.told_to_stop)
+            crew.child.kill()
             if crew.child.returncode != 0:
                 yield f"{crew.name} ended with {crew.child.returncode} after SIGTERM"
     mark = f"LASTCALL_CONFIG={stage.config}".encode()
