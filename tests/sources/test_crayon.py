@@ -374,6 +374,23 @@ def test_neither_a_failed_download_nor_a_watched_job_lists_out_of_turn(
     assert len(vendor.requests("list")) == 1
 
 
+def test_a_worker_that_has_not_listed_judges_by_the_answer_alone(
+    vendor: Simulator, open_source: Callable[..., Crayon], download: Any
+) -> None:
+    vendor.add_job()
+    output = only_output(open_source())
+    other = open_source()
+    for fault, error in (
+        (SERVER_FAULT, VendorUnavailableError),
+        (Fault.answer(204), VendorUnavailableError),
+        (Fault.answer(404), OutputGoneError),
+    ):
+        vendor.fail("download", fault)
+        with pytest.raises(error):
+            download(other, output)
+    assert len(vendor.requests("list")) == 1
+
+
 def test_faults_of_a_download_are_tried_later(vendor: Simulator, source: Crayon, shared: Any, download: Any) -> None:
     vendor.add_job()
     output = only_output(source)

@@ -74,7 +74,7 @@ class Crayon:
 
     def job(self, job_id: str) -> Job:
         """Pick one job out of the last list; there is no call for a single one. `OutputGoneError` when it is not listed."""
-        job = self._find(job_id)
+        job = self._find(job_id, self._recent_queue() or self._queue())
         if job is None:
             raise OutputGoneError(f"job {job_id[:40]}: not in the exports queue", reason="expired")
         return job
@@ -90,7 +90,7 @@ class Crayon:
         )
 
     def refused(self, output: Output, refusal: RefusedError) -> LastcallError:
-        """Say what a refused download means, by the last listing; the vendor is asked only where that is old or a 401 came.
+        """Say what a refused download means, by the last listing of this process; only a 401 is a reason to ask for another.
 
         The vendor documents no answers for the bad cases. 404 and 410 say that the file is not there, and the list then says
         whether it is not there yet or no longer; the other answers are taken for gone only where the list agrees.
@@ -162,11 +162,14 @@ class Crayon:
             raise VendorReplyError(f"{reply.call}: an error object came in place of the list")
         return _Queue(fields.rows("Items"), self._retention(fields))
 
-    def _recent_queue(self) -> _Queue:
-        """Give the last listing for as long as the next one may take: a failed download is no reason to list out of turn."""
+    def _recent_queue(self) -> _Queue | None:
+        """Give the last listing for as long as the next one may take; None where another worker lists.
+
+        A failed download is no reason to list out of turn.
+        """
         last = self._last
         if last is None or time.monotonic() - last.read_at > 2 * self._settings.poll_every.total_seconds():
-            return self._queue()
+            return None
         return last
 
     def _retention(self, fields: Fields) -> timedelta:
@@ -183,8 +186,7 @@ class Crayon:
         self._days = days
         return min(retention, timedelta(days=days))
 
-    def _find(self, job_id: str) -> Job | None:
-        queue = self._recent_queue()
+    def _find(self, job_id: str, queue: _Queue) -> Job | None:
         jobs = (self._listed(item, queue.retention) for item in queue.items)
         return next((job for job in jobs if job is not None and job.id == job_id), None)
 
@@ -247,7 +249,10 @@ class Crayon:
         )
 
     def _not_served(self, output: Output, reply: Reply, *, explicit: bool) -> LastcallError:
-        job = self._find(output.id.job_id)
+        queue = self._recent_queue()
+        if queue is None:
+            return OutputGoneError(f"{reply.call}: the file cannot be found") if explicit else self._tried_later(reply)
+        job = self._find(output.id.job_id, queue)
         overdue = datetime.now(UTC) >= output.deadline
         if job is None:
             if explicit or overdue:
@@ -261,6 +266,10 @@ class Crayon:
             return NotReadyError(f"{reply.call}: not ready")
         elif explicit:
             return OutputGoneError(f"{reply.call}: the file cannot be found, though it is listed as {job.status}")
+        return self._tried_later(reply)
+
+    @staticmethod
+    def _tried_later(reply: Reply) -> LastcallError:
         return reply.unexpected() if reply.status >= 500 else VendorUnavailableError(f"{reply.call}: answered {reply.status}")
 
 
