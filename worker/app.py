@@ -138,6 +138,7 @@ class _Process:
     """What this process holds; a worker has a daemon, beat has a ledger to stamp."""
 
     settings: Settings | None = None
+    controller: object = None  # Celery's worker
     daemon: Daemon | None = None
     slots: threading.BoundedSemaphore | None = None
     beat_ledger: Ledger | None = None
@@ -197,6 +198,8 @@ def run_worker(settings: Settings) -> None:
     signal.signal(signal.SIGTERM, _leave_early)
     name = f"lastcall-{secrets.token_hex(3)}@%h"
     app.worker_main(["worker", "--hostname", name, "--loglevel", "INFO", "--without-gossip", "--without-mingle"])
+    # Celery forgets why the worker ended; a supervisor must know that it failed.
+    sys.exit(getattr(_Process.controller, "exitcode", None) or os.EX_OK)
 
 
 def _leave_early(*_: object) -> None:
@@ -305,7 +308,8 @@ def _set_up_logging(loglevel: int | str | None = None, **_: object) -> None:
 
 
 @signals.worker_init.connect
-def _open(**_: object) -> None:
+def _open(sender: object = None, **_: object) -> None:
+    _Process.controller = sender
     settings = _settings()
     for problem in settings.secret_problems():
         log.error("secret cannot be read; its source will be paused", problem=problem)
