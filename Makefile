@@ -26,6 +26,10 @@ demo: $(READY) ## the whole daemon against four simulated vendors, a real Redis 
 test: $(READY) ## the full test suite; ARGS="tests/test_settings.py -x" for a part of it
 	@python -m pytest -q $(ARGS)
 
+.PHONY: bench
+bench: $(READY) ## measure: prints the tables of docs/benchmarks.md and writes them there; ARGS="scheduling" for one part
+	@python -m bench $(ARGS)
+
 storm: $(READY) ## random kills and faults over the whole daemon, then proof that nothing is lost; MINUTES=5 SEED=7 OUTPUTS=1500
 	@python -m tests.storm.storm --minutes $(or $(MINUTES),5) --outputs $(or $(OUTPUTS),1500) $(if $(SEED),--seed $(SEED)) $(ARGS)
 

@@ -17,7 +17,7 @@ from worker.ledger import Backlog, Ledger, SourceStatus, Waiting
 from worker.model import JsonObject
 from worker.settings import Settings
 
-LATE_TURNS, SOON_SECONDS = 8, 900.0  # as ledger.lua claims
+LATE_TURNS, SOON_SECONDS = 16, 900.0  # as ledger.lua claims
 _MOST_ROWS = 4000  # over all sources; each forecast is some runs over them
 _FEWEST_MEASURED = 3
 _MOST_SLOTS = 1000  # of max_concurrent_downloads, as the settings allow

@@ -289,7 +289,7 @@ local function sooner(a, b)
   return a[1] and (not b or tonumber(a[2]) < tonumber(b[2])) and a or b
 end
 
-local LATE_TURNS = 8 -- of so many claims one is for what is too late already,
+local LATE_TURNS = 16 -- of so many claims one is for what is too late already,
 local SOON_SECONDS = 900 -- while something else can be in time that must begin so soon
 
 -- claim WORKER LEASE [SOURCE SLOTS]…: leases the most urgent output that may be claimed now: of all that wait, the one that must

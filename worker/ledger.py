@@ -167,9 +167,8 @@ def _instant(text: bytes | str | float | None) -> datetime | None:
 
 
 def _document(output: Output) -> bytes:
-    """Write what `Output` holds beside its id and deadline; most of it is the vendor's document."""
+    """Write what `Output` holds beside its id and its times; most of it is the vendor's document."""
     document = {
-        "c": output.completed_at.timestamp(),
         "f": output.filename,
         "s": output.size,
         "k": [output.checksum.algorithm, output.checksum.value] if output.checksum else None,
@@ -189,13 +188,13 @@ def _pack(document: bytes, words: bytes) -> bytes:
     return blake2b(words, digest_size=_WORDS_ID_BYTES).digest() + packer.compress(document) + packer.flush()
 
 
-def _unpack(identity: str, deadline: bytes | str, packed: bytes, words: bytes) -> Output:
+def _unpack(identity: str, fields: Mapping[bytes, bytes], packed: bytes, words: bytes) -> Output:
     document = json.loads(zlib.decompressobj(wbits=-zlib.MAX_WBITS, zdict=words).decompress(packed[_WORDS_ID_BYTES:]))
     checksum = document["k"]
     return Output(
         id=OutputId.parse(identity),
-        completed_at=datetime.fromtimestamp(document["c"], UTC),
-        deadline=datetime.fromtimestamp(float(deadline), UTC),
+        completed_at=datetime.fromtimestamp(float(fields[b"rd"]), UTC),
+        deadline=datetime.fromtimestamp(float(fields[b"dl"]), UTC),
         filename=document["f"],
         size=document["s"],
         checksum=Checksum(algorithm=checksum[0], value=checksum[1]) if checksum else None,
@@ -417,17 +416,17 @@ class Ledger:
         if not reply:
             return None
         identity, fence = reply[0].decode(), reply[1].decode()
-        fields = dict(zip((key.decode() for key in reply[4::2]), reply[5::2], strict=True))
-        ready = _instant(fields["rd"])
-        assert ready is not None  # noqa: S101 - written by `create` for every record
+        fields: dict[bytes, bytes] = dict(zip(reply[4::2], reply[5::2], strict=True))
+        output = _unpack(identity, fields, reply[2], reply[3])
+        attempts = int(fields.get(b"at", 0))
         return Claim(
-            output=_unpack(identity, fields["dl"], reply[2], reply[3]),
+            output=output,
             fence=fence,
-            attempts=int(fields.get("at", 0)),
-            downloads=int(fields.get("dn", 0)),
-            ready_at=ready,
-            recheck=int(fields.get("at", 0)) > 1 or fields.get("rc") == b"1" or fields["st"] == b"lost",
-            probe=fields["st"] == b"lost",
+            attempts=attempts,
+            downloads=int(fields.get(b"dn", 0)),
+            ready_at=output.completed_at,
+            recheck=attempts > 1 or fields.get(b"rc") == b"1" or fields[b"st"] == b"lost",
+            probe=fields[b"st"] == b"lost",
         )
 
     def wakeups(self, slots: Mapping[str, int], queue: str) -> int:
@@ -706,7 +705,7 @@ class Ledger:
             documents, *found = pipe.execute()
         for identity, fields, packed in zip(identities, found, documents, strict=True):
             if fields:
-                yield _record(fields, _unpack(identity, fields[b"dl"], packed, self._words_of(source, packed)))
+                yield _record(fields, _unpack(identity, fields, packed, self._words_of(source, packed)))
 
     def status(self, source: str, at_risk: timedelta) -> SourceStatus:
         """One source's row of ``status``. One round trip, whatever the backlog."""

@@ -107,7 +107,7 @@ class Model:
         in_time = [one for one in owed if one[0] > self.now]
         if late and in_time and min(in_time)[0] <= self.now + 900:
             self.turn += 1
-            return min(late if self.turn % 8 == 1 else in_time)[-1], False
+            return min(late if self.turn % 16 == 1 else in_time)[-1], False
         if owed:
             return min(owed)[-1], False
         for source in free:
