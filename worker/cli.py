@@ -535,11 +535,12 @@ def audit(settings: Settings, *, source: str | None, as_json: bool) -> None:
         for name in names:
             with _err.status(f"auditing {name}"):
                 found[name] = proof.audit(daemon, name)
-    bad = any(row.bad for row in found.values())
-    if as_json:
-        _print_json({"ok": not bad, "sources": {name: row.to_json() for name, row in found.items()}})
-    else:
-        print_audit(found)
+        bad = any(row.bad for row in found.values())
+        if as_json:
+            _print_json({"ok": not bad, "sources": {name: row.to_json() for name, row in found.items()}})
+        else:
+            print_audit(found)
+        proof.record(daemon, found)
     sys.exit(BAD_NEWS if bad else 0)
 
 

@@ -32,6 +32,8 @@ from worker.recovery import loss_document, open_epoch
 log = structlog.get_logger()
 
 _BYTES_WERE_OFFERED = (IncompleteBodyError, DecodeError, TooSlowError, ArchiveUnavailableError)
+_LONGEST_WAIT_SECONDS = 600.0
+_LONGEST_WAIT_OVERDUE_SECONDS = 60.0
 _FIRST_PAUSE = timedelta(minutes=15)
 _BUCKET_PAUSE = timedelta(seconds=20)
 _LONGEST_PAUSE = timedelta(hours=6)
@@ -94,9 +96,15 @@ def again(daemon: Daemon, claim: Claim, lease: Held, error: str, not_before: dat
     """Owed again: at the time that the other side named, else after a growing pause that shrinks as the deadline comes near."""
     now = daemon.ledger.now()
     if not_before is None:
-        wait = min(600.0, 2.0 * 2 ** min(claim.attempts, 12)) * random.uniform(0.75, 1.25)
+        wait = 2.0 * 2 ** min(claim.attempts, 12)
+        if daemon.settings.sources[claim.output.id.source].download_limit:
+            # Counted downloads are spread over what is left, so that a vendor that is ill for hours does not use them up.
+            wait = max(wait, 5.0 * 4 ** min(claim.downloads, 8))
+        else:
+            wait = min(wait, _LONGEST_WAIT_SECONDS)
         left = (claim.output.deadline - now).total_seconds()
-        not_before = now + timedelta(seconds=max(2.0, min(wait, left / 10 if left > 0 else 60.0)))
+        wait = min(wait * random.uniform(0.75, 1.25), left / 10 if left > 0 else _LONGEST_WAIT_OVERDUE_SECONDS)
+        not_before = now + timedelta(seconds=max(2.0, wait))
     daemon.ledger.again(claim.output.id, lease.fence, not_before, error)
     log.info("owed again", error=error, not_before=timestamp(not_before), attempts=claim.attempts)
     return f"owed again: {error}; next try {timestamp(not_before)}"

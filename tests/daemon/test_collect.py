@@ -134,3 +134,26 @@ def test_a_watched_job_that_cannot_be_read_ends_no_pass(world):
     world.sellercloud.standing["single"] = Fault.answer(200, "<html>", "text/html")
     poll_all(daemon)
     assert len(drain(daemon)) == 1
+
+
+def test_an_audit_is_written_down_and_counted_downloads_are_spread(world):
+    world.only("api2convert")
+    world.api2convert.add_job(OutputFile("a.csv", Content("a", 1000)))
+    world.api2convert.fail("download", Fault(cut_fraction=0.5), times=3)
+    daemon = world.daemon()
+    poll_all(daemon)
+    waits = []
+    for _ in range(3):
+        drain(daemon)
+        record = next(daemon.ledger.records("api2convert"))
+        waits.append((record.not_before - daemon.ledger.now()).total_seconds())
+        daemon.ledger.retry(record.output.id)
+    assert waits[0] < 8
+    assert waits[1] > 14
+    assert waits[2] > 50
+    drain(daemon)
+    world.assert_archived_once()
+    assert world.json("audit")["ok"]
+    (event,) = daemon.archive.events("audit", "")
+    assert event.document["ok"]
+    assert event.document["sources"]["api2convert"]["archived"] == 1
