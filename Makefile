@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test storm lint lock tools
+.PHONY: help setup demo test storm lint fuzz lock tools
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | while IFS="$$(printf '\t')" read -r target what; \
@@ -40,6 +40,16 @@ lint: $(READY) ## style, types, the direction of imports; silent when all is wel
 	@lint-imports > $(VENV)/lint-imports.log 2>&1 || { cat $(VENV)/lint-imports.log; exit 1; }
 	@! git grep --no-index --exclude-standard -nIE '[p]ypi\.org|[p]ythonhosted\.org|^ *--(extra-)?[i]ndex-url' \
 		|| { echo 'lint: the lines above name a package index; where packages come from is the user'\''s choice' >&2; exit 1; }
+
+FUZZ = decode disposition reading receipt configuration sellercloud api2convert spaaza crayon
+
+fuzz: $(READY) ## each parser against inputs that are made to break it; SECONDS=600, ARGS="decode crayon" (Linux x86-64)
+	@python -c 'import atheris' 2>/dev/null || python -m pip install --quiet --require-hashes --only-binary :all: -r fuzz/requirements.lock
+	@PYTHONPATH=. python fuzz/seeds.py .fuzz
+	@set -e; for target in $(or $(ARGS),$(FUZZ)); do echo "$$target:"; \
+		PYTHONPATH=. python fuzz/target.py $$target -max_total_time=$(or $(SECONDS),60) -timeout=10 -max_len=8192 -verbosity=0 \
+			-print_final_stats=1 -artifact_prefix=.fuzz/found-$$target- .fuzz/$$target 2>&1 | grep -E 'Uncaught|Error|found|executed' ; \
+		if ls .fuzz/found-$$target-* 2>/dev/null; then exit 1; fi; done
 
 lock: $(READY) ## write requirements.lock anew from pyproject.toml; ARGS="--upgrade" takes the newest versions
 	@UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \

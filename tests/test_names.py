@@ -153,3 +153,8 @@ def test_no_name_takes_long_to_clean(raw):
     safe_name(raw, "file")
     from_content_disposition(f'attachment; filename="{raw[:65_000]}"')
     assert time.process_time() - began < 5, "a stranger must not stop a worker with a name"
+
+
+@pytest.mark.parametrize("charset", ["UT\0F-8", "zip", "undefined", "no-such", "punycode"])
+def test_a_charset_that_is_none_is_no_name(charset):
+    assert from_content_disposition(f"attachment; filename*={charset}''%ff%00%ff.csv") is None

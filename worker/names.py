@@ -94,7 +94,7 @@ def _extended(value: tuple[str | None, str | None, str]) -> str | None:
     charset, _, text = value
     try:
         return text.encode("latin-1").decode(charset or "utf-8")
-    except (UnicodeError, LookupError):
+    except (ValueError, LookupError):  # bytes that are not of the charset, a charset that is none
         return None
 
 

@@ -462,7 +462,7 @@ def test_an_unknown_status_is_worth_one_try(vendor: demo.Api2convert, source: Ap
     assert isinstance(verdict(source, output), HeldError)
 
 
-@pytest.mark.parametrize("bad", [None, "", "not a link", "ftp://www1.api2convert.com/x", {"a": 1}])
+@pytest.mark.parametrize("bad", [None, "", "not a link", "ftp://www1.api2convert.com/x", "https://[x/y", {"a": 1}])
 def test_a_job_without_a_usable_uri_is_tried_later(vendor: demo.Api2convert, source: Api2convert, bad: Any) -> None:
     made = vendor.add_job(file())
     output = only_output(source)

@@ -253,7 +253,11 @@ class Api2convert:
         if (withheld := _withheld(_word(fields, []), fields.where)) is not None:
             raise withheld
         uri = fields.need("uri", fields.text("uri", "download_uri"))
-        if urlsplit(uri).scheme not in {"http", "https"}:
+        try:
+            parts = urlsplit(uri)
+        except ValueError as exc:
+            raise fields.wrong("uri", "is not a link") from exc
+        if parts.scheme not in {"http", "https"}:
             raise fields.wrong("uri", "is not a link")
         headers = {"Accept": "*/*"}
         if (password := self._settings.download_password) is not None:
@@ -264,7 +268,7 @@ class Api2convert:
             counted=True,
             resumable=False,
             filename=output.filename or _optional_text(fields, [], "filename", "name"),
-            fallback_filename=unquote(urlsplit(uri).path.rpartition("/")[2]) or output.id.output_id,
+            fallback_filename=unquote(parts.path.rpartition("/")[2]) or output.id.output_id,
             downloads=_count(fields, [], "downloads_counter"),
         )
 
