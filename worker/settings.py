@@ -174,6 +174,13 @@ def _prefix(value: str) -> str:
     return value
 
 
+def _readable_by_all(path: Path) -> bool:
+    try:
+        return bool(path.stat().st_mode & stat.S_IROTH)
+    except OSError:  # it is not there, which is another message
+        return False
+
+
 def _existing_file(value: Path) -> Path:
     if not value.is_file():
         raise ValueError(f"no such file: {value}")
@@ -265,11 +272,7 @@ class Secret(_Table):
         """Say what is unwise about where this secret is kept, or None."""
         if self.literal is not None:
             return 'a literal secret; { env = "NAME" } or { file = "PATH" } keeps it out of this file'
-        try:
-            readable_by_all = self.file is not None and self.file.stat().st_mode & stat.S_IROTH
-        except OSError:  # `problem` says so
-            return None
-        return f"{self.file} is readable by all; chmod 600" if readable_by_all else None
+        return f"{self.file} is readable by all; chmod 600" if self.file is not None and _readable_by_all(self.file) else None
 
     def reveal(self) -> str:
         """Give the value as it is now. Raises `ConfigurationError` when the variable or the file is not there or empty."""
@@ -547,11 +550,15 @@ class Settings(_Table):
 
     def secret_warnings(self) -> list[str]:
         """List the secrets that are kept unwisely, each with its path. The Redis URL may be plain where it has no password."""
-        return [
-            f"{path}: {why}"
+        warned = {
+            path: why
             for path, secret in self.secrets().items()
             if (why := secret.warning()) and not (path == "redis_url" and "@" not in (secret.literal or "@"))
-        ]
+        }
+        warnings = [f"{path}: {why}" for path, why in warned.items()]
+        if any(self.secrets()[path].literal is not None for path in warned) and _readable_by_all(self.path):
+            warnings.append(f"{self.path}: holds literal secrets and is readable by all; chmod 600")
+        return warnings
 
 
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
