@@ -80,7 +80,13 @@ def test_flower_tells_tasks_in_words_and_no_secret(
         done = {task["result"] for task in flower.tasks().values() if task["name"] == "tick" and task["state"] == "SUCCESS"}
         assert "'0 polls due, 0 wake-ups sent'" in done
 
-        names = list(flower.get("/api/workers?refresh=1").json())
+        names: list[str] = []
+
+        def answered() -> bool:
+            names[:] = flower.get("/api/workers?refresh=1").json()
+            return bool(names)
+
+        eventually(answered, 30, "the worker answers Flower's inspection")
         assert len(names) == 1
         shown = {}
         for path in (

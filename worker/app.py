@@ -178,10 +178,10 @@ class _Discreet(Task):  # type: ignore[misc]
 
 
 class _Connection(Connection):  # type: ignore[misc]
-    """What Celery shows of a connection to whoever inspects a worker: of several sentinels it would show the password."""
+    """A connection as Celery shows it to whoever inspects a worker: without its password, but with the further sentinels'."""
 
     def info(self) -> dict[str, Any]:
-        return {**super().info(), "password": None, "alternates": []}
+        return {**super().info(), "alternates": []}
 
 
 class _Amqp(AMQP):  # type: ignore[misc]

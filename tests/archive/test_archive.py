@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
@@ -365,3 +367,12 @@ def test_settings_of_keeping_reach_objects_and_receipts(world, lease, faults):
     assert "x-amz-storage-class" not in of_receipt
     assert of_object["x-amz-server-side-encryption"] == of_receipt["x-amz-server-side-encryption"] == "AES256"
     assert of_object["x-amz-checksum-crc32"] == "AAAAAA=="
+
+
+# --- the other server ------------------------------------------------------------------------------------------------
+
+
+def test_all_of_this_runs_against_swift_as_well():
+    if "SWIFT_BIN" not in os.environ:
+        pytest.skip("no OpenStack Swift: SWIFT_BIN names no bin folder of a venv with swift==2.38.3; moto alone was asked")
+    assert Path(os.environ["SWIFT_BIN"], "swift-proxy-server").exists()
