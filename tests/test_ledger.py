@@ -1097,6 +1097,19 @@ def test_counters_workers_and_beats(ledger: Ledger, open_ledger: Callable[..., L
     assert ledger.workers() == []
 
 
+def test_a_receipt_that_a_later_pass_meets_makes_the_count_doubtful(ledger: Ledger) -> None:
+    ledger.count_receipts("acme", [])
+    ledger.mark_recovered("acme")
+    ledger.adopt(output("a"), "k")
+    assert ledger.recovered("acme"), "before the first pass is complete, what stands was counted"
+    ledger.complete_pass("acme", ledger.now())
+    ledger.adopt(output("b"), "k")
+    assert not ledger.recovered("acme")
+    ledger.count_receipts("acme", [output("a").id, output("b").id])
+    assert ledger.recovered("acme")
+    assert ledger.status("acme", AT_RISK).archived == 2
+
+
 def test_people_are_told_of_each_trouble_once_and_when_it_is_over(ledger: Ledger, clock: Clock) -> None:
     ledger.owe(output("a", hours=1), recheck=False)
     ledger.owe(output("b", hours=100), recheck=False)

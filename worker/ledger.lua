@@ -257,9 +257,12 @@ function commands.note_empty(id, dl, doc, words, ready, size)
   return ''
 end
 
--- adopt ID DEADLINE DOC WORDS READY SIZE KEY: a receipt stands already, and is counted already.
+-- adopt ID DEADLINE DOC WORDS READY SIZE KEY: a receipt stands already. It is counted already, as long as no pass was completed;
+-- later it may be one that a Redis which came back older has forgotten, so the receipts are counted again.
 function commands.adopt(id, dl, doc, words, ready, size, object)
   if get(id, 'st') then return 0 end
+  local source = string.match(id, '^([^/]+)/')
+  if call('EXISTS', P .. 'pass:' .. source) == 1 then call('SADD', P .. 'recount', source) end
   create(id, dl, doc, words, ready, size)
   call('HSET', rec(id), 'ky', object)
   move(id, 'archived')
