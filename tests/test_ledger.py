@@ -695,6 +695,35 @@ def test_archived_is_true_whoever_says_so_and_counted_once(ledger: Ledger, clock
     assert ledger.status("acme", AT_RISK).archived == 2
 
 
+def test_what_was_archived_is_remembered_by_time_for_a_day(ledger: Ledger, clock: Clock) -> None:
+    """And no longer, so that Redis stays bounded."""
+    for wait in (0, 60, 600, 23 * 3600):
+        clock.wait(wait)
+        one = owe(ledger, f"job-{wait}")[0]
+        ledger.archived(one.id, "key", 100 + wait, unproven=False)
+        ledger.archived(one.id, "key", 100 + wait, unproven=False)  # said twice, counted once
+    slots = ledger.flow("acme")
+    assert (len(slots), ledger.flow("other")[0].outputs) == (144, 0)
+    assert slots[-1].begins_at <= clock.now < slots[-1].begins_at + timedelta(minutes=10)
+    assert [(slot.outputs, slot.size) for slot in slots if slot.outputs] == [(2, 260), (1, 700), (1, 82_900)]
+    assert slots[-139].outputs == 1, "23 h are 138 slots"
+    clock.wait(2 * 86_400)
+    ledger.archived(owe(ledger, "late")[0].id, "key", 1, unproven=False)
+    assert [slot.outputs for slot in ledger.flow("acme") if slot.outputs] == [1]
+    assert ledger._redis.hlen("lastcall:flow:acme") == 2
+
+
+def test_the_last_archives_of_all_sources_are_remembered_newest_first(ledger: Ledger, clock: Clock) -> None:
+    for number in range(60):
+        clock.wait(1)
+        one = owe(ledger, f"a b/{number}", source="acme" if number % 2 else "other")[0]
+        ledger.archived(one.id, f"archive/a b/{number} é.csv", number, unproven=False)
+    kept = ledger.recent()
+    assert [one.size for one in kept] == list(range(59, 9, -1))
+    assert (kept[0].output, kept[0].key) == (OutputId("acme", "a b/59", "a b/59"), "archive/a b/59 é.csv")
+    assert kept[0].archived_at == clock.now
+
+
 @pytest.mark.parametrize("known_when_counted", [True, False])
 @pytest.mark.parametrize(
     ("archived", "seen"),

@@ -5,6 +5,8 @@
 -- lastcall:doc:{source}       hash   output -> its document (opaque); not in the record, which stays small enough to be compact
 -- lastcall:words:{source}     hash   id -> words that documents were packed with; a document begins with its words' id
 -- lastcall:rate:{source}      hash   how long its outputs take: see `learn`
+-- lastcall:flow:{source}      hash   {slot of `FLOW_SECONDS`}n, …b -> outputs and bytes archived then, of the last `FLOW_SLOTS`
+-- lastcall:recent             list   the last `RECENT_KEPT` archived, newest first: when, bytes, output, key
 -- lastcall:turn               how often what is in time and what is too late had to be weighed: see `claim`
 -- lastcall:owed:{source}      zset   output -> its latest start (`latest_start`): may be claimed now
 -- lastcall:later:{source}     zset   output -> not_before: owed, waiting for its next try
@@ -71,6 +73,22 @@ local function learn(source, bytes, seconds)
     mean(seen, 'lb', bytes)
     mean(seen, 'ls', math.max(seconds, 0.001))
   end
+end
+
+local FLOW_SECONDS, FLOW_SLOTS = 600, 144 -- a day, as the board draws it
+local RECENT_KEPT = 50
+
+-- Remembers for the board what was archived when, and what was archived last.
+local function remember(id, object, bytes)
+  local flow, slot = P .. 'flow:' .. source_of(id), math.floor(now / FLOW_SECONDS)
+  call('HINCRBY', flow, slot .. 'b', bytes)
+  if call('HINCRBY', flow, slot .. 'n', 1) == 1 then
+    for _, field in ipairs(call('HKEYS', flow)) do
+      if tonumber(string.match(field, '%d+')) <= slot - FLOW_SLOTS then call('HDEL', flow, field) end
+    end
+  end
+  call('LPUSH', P .. 'recent', string.format('%.0f %s %s %s', now, bytes, id, object))
+  call('LTRIM', P .. 'recent', 0, RECENT_KEPT - 1)
 end
 
 -- How many seconds an output of SIZE ('' where nobody knows it) will take as far as one can tell; 0 while nothing was measured.
@@ -435,6 +453,7 @@ function commands.archived(id, object, bytes, unproven, seconds)
   count_receipt(id, source)
   count('archived', source, 1)
   count('archived_bytes', source, bytes)
+  remember(id, object, bytes)
   if unproven == '1' then count('unproven', source, 1) end
   return 1
 end

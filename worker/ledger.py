@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from importlib import resources
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import redis
@@ -127,6 +127,28 @@ class SourceStatus:
     last_poll_error: str | None
     paused_until: datetime | None
     paused_why: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """What was archived in one slot of time: from `begins_at` on, for `Flow.SLOT`."""
+
+    SLOT: ClassVar[timedelta] = timedelta(minutes=10)  # as ledger.lua counts
+    SLOTS: ClassVar[int] = 144
+
+    begins_at: datetime
+    outputs: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One of the outputs that were archived last. `size` is in bytes."""
+
+    output: OutputId
+    key: str
+    size: int
+    archived_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -677,8 +699,11 @@ class Ledger:
         """What the ledger knows of one output."""
         return next(self._records(output.source, [str(output)]), None)
 
-    def records(self, source: str, state: OutputState | None = None) -> Iterator[Record]:
-        """What the ledger knows of the outputs of `source`, those that may still be archived first, most urgent first."""
+    def records(self, source: str, state: OutputState | None = None, most: int | None = None) -> Iterator[Record]:
+        """What the ledger knows of the outputs of `source`, those that may still be archived first, most urgent first.
+
+        `most`: of each index no more than so many are looked at (owed and claimed ones share one).
+        """
         sets = {
             OutputState.OWED: ("open",),
             OutputState.CLAIMED: ("claimed",),
@@ -691,7 +716,7 @@ class Ledger:
         # All at once: outputs go on changing their states, so pages of an index would leave some out and show others twice.
         with _edge(), self._redis.pipeline() as pipe:
             for name in names:
-                pipe.zrange(f"{PREFIX}{name}:{source}", 0, -1)
+                pipe.zrange(f"{PREFIX}{name}:{source}", 0, -1 if most is None else most - 1)
             indexes = pipe.execute()
         for page in _batches(identity.decode() for index in indexes for identity in index):
             yield from (record for record in self._records(source, page) if state in {None, record.state})
@@ -748,6 +773,31 @@ class Ledger:
             measured=measured,
             rows=tuple(Waiting(float(dl), float(seconds), float(nb), bool(claimed)) for dl, seconds, nb, claimed in rows),
         )
+
+    def flow(self, source: str) -> tuple[Flow, ...]:
+        """What was archived of `source` in the last day: `Flow.SLOTS` slots, oldest first, the last one going on."""
+        with _edge():
+            found = self._redis.hgetall(f"{PREFIX}flow:{source}")
+        seconds = int(Flow.SLOT.total_seconds())
+        last = int(self.now().timestamp() // seconds)
+
+        def count(slot: int, what: str) -> int:
+            return int(found.get(f"{slot}{what}".encode(), 0))
+
+        return tuple(
+            Flow(datetime.fromtimestamp(slot * seconds, UTC), count(slot, "n"), count(slot, "b"))
+            for slot in range(last - Flow.SLOTS + 1, last + 1)
+        )
+
+    def recent(self) -> list[Kept]:
+        """The outputs of all sources that were archived last, newest first."""
+        with _edge():
+            lines = self._redis.lrange(f"{PREFIX}recent", 0, -1)
+        kept = []
+        for line in lines:
+            at, size, output, key = line.decode(errors="replace").split(" ", 3)
+            kept.append(Kept(OutputId.parse(output), key, int(size), datetime.fromtimestamp(int(at), UTC)))
+        return kept
 
     def counters(self) -> dict[str, dict[str, float]]:
         """Every counter since Redis began: metric → label (``source`` or ``source|label``) → value."""
