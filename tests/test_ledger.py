@@ -210,6 +210,23 @@ def test_records_of_archived_outputs_are_dropped_once_no_listing_shows_them(ledg
 # --- claims ----------------------------------------------------------------------------------------------------------
 
 
+def test_a_listing_of_archived_outputs_is_one_call(ledger: Ledger, clock: Clock, redis_url: str) -> None:
+    """And keeps their records: what a listing shows is not forgotten."""
+    outputs = [output(str(number)) for number in range(100)]
+    for one in outputs[:98]:
+        ledger.adopt(one, f"key/{one.id}")
+    ledger.owe(outputs[98], recheck=False)
+    clock.wait(100)
+    with redis.Redis.from_url(redis_url) as client:
+        client.config_resetstat()
+        states = ledger.listed(one.id for one in outputs)
+        assert client.info("commandstats")["cmdstat_evalsha"]["calls"] == 1
+    expected = [OutputState.ARCHIVED] * 98 + [OutputState.OWED, None]
+    assert states == dict(zip((one.id for one in outputs), expected, strict=True))
+    assert ledger.forget("acme", clock.now - timedelta(seconds=1)) == 0
+    assert ledger.owe_all((one, False) for one in outputs[97:]) == ["archived", "owed", ""]
+
+
 def test_the_most_urgent_output_of_all_sources_comes_first(ledger: Ledger) -> None:
     for hours, source in [(5, "a"), (3, "b"), (4, "c"), (1, "a"), (2, "b")]:
         ledger.owe(output(str(hours), hours, source), recheck=False)

@@ -27,7 +27,7 @@ from worker.errors import (
     VendorUnavailableError,
 )
 from worker.ledger import PollTurn
-from worker.model import Job, JobState, Output, OutputId, Receipt, timestamp
+from worker.model import Job, JobState, Output, OutputId, OutputState, Receipt, timestamp
 from worker.recovery import open_epoch, recover
 from worker.settle import pause_if_refused
 
@@ -243,32 +243,46 @@ def acknowledge(daemon: Daemon, output: OutputId, reason: str) -> None:
 
 
 def _note_jobs(daemon: Daemon, source: str, jobs: list[Job], found: Discovery, *, recheck: bool, epoch: str) -> None:
-    outputs: list[Output] = []
     for job in jobs:
         found.jobs += 1
         found.running += job.state is JobState.RUNNING
         _note_oddities(daemon, source, job)
-        if job.state is JobState.COMPLETED and not job.outputs:
-            if job.completed_at and job.deadline:
-                identity = OutputId(source, job.id, job.id)
-                daemon.ledger.note_empty(Output(id=identity, completed_at=job.completed_at, deadline=job.deadline))
-        else:
-            outputs += job.outputs
-    states = daemon.ledger.states([output.id for output in outputs])
+    _note_empty(daemon, source, jobs)
+    outputs = [output for job in jobs for output in job.outputs]
+    # Most of a list is in the bucket since long: one call tells, and is all that these cost.
+    states = daemon.ledger.listed(output.id for output in outputs)
     unknown = [output for output in outputs if states[output.id] is None]
     # Asked after the states: what a ledger made anew does not know may be in another worker's hands, and archived any moment.
-    recheck = recheck or daemon.ledger.epoch()[0] != epoch
+    recheck = recheck or (bool(unknown) and daemon.ledger.epoch()[0] != epoch)
     try:
         receipts = dict(zip([output.id for output in unknown], _receipts(daemon, unknown), strict=True))
     except ArchiveUnavailableError:
         receipts, recheck = {}, True  # owed all the same, so that people see it; a worker looks for the receipt first
+    owed = []
     for output in outputs:
         if receipt := receipts.get(output.id):
             found.adopted += daemon.ledger.adopt(output, receipt.key)
-        # What the ledger knew a moment ago and does not know any more was forgotten with the ledger: it may be archived.
-        elif daemon.ledger.owe(output, recheck=recheck or states[output.id] is not None) in {"", "empty"}:
+        elif states[output.id] is not OutputState.ARCHIVED:
+            owed.append(output)
+    # What the ledger knew a moment ago and does not know any more was forgotten with the ledger: it may be archived.
+    before = daemon.ledger.owe_all((output, recheck or states[output.id] is not None) for output in owed)
+    for output, state in zip(owed, before, strict=True):
+        if state in {"", "empty"}:
             found.owed += 1
             log.info("discovered", output=str(output.id), deadline=timestamp(output.deadline))
+
+
+def _note_empty(daemon: Daemon, source: str, jobs: list[Job]) -> None:
+    """Write down the jobs that finished and produced nothing, where that is new."""
+    empty = [
+        Output(id=OutputId(source, job.id, job.id), completed_at=job.completed_at, deadline=job.deadline)
+        for job in jobs
+        if job.state is JobState.COMPLETED and not job.outputs and job.completed_at and job.deadline
+    ]
+    states = daemon.ledger.listed(output.id for output in empty)
+    for output in empty:
+        if states[output.id] is None:
+            daemon.ledger.note_empty(output)
 
 
 def _receipts(daemon: Daemon, outputs: list[Output]) -> Iterable[Receipt | None]:

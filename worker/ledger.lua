@@ -237,8 +237,18 @@ function commands.open(id, delay)
   return call('HSETNX', P .. 'epoch', 'open_at', num(now + tonumber(delay)))
 end
 
--- owe ID DEADLINE DOC WORDS READY SIZE OFFERED RECHECK: a listing shows this output. Gives the state it was in, '' when it is new.
-function commands.owe(id, dl, doc, words, ready, size, offered, recheck)
+-- listed ID…: a listing shows these outputs. Gives the state of each, '' where it is new; of an archived one that is all there is to it.
+function commands.listed(...)
+  local states = {}
+  for i, id in ipairs({ ... }) do
+    states[i] = get(id, 'st') or ''
+    if states[i] == 'archived' then call('ZADD', key('archived', id), num(now), id) end
+  end
+  return states
+end
+
+-- A listing shows this output. Gives the state it was in, '' when it is new.
+local function owe(id, dl, doc, words, ready, size, offered, recheck)
   local st = get(id, 'st')
   if not st then
     create(id, dl, doc, words, ready, size)
@@ -264,6 +274,13 @@ function commands.owe(id, dl, doc, words, ready, size, offered, recheck)
     call('ZADD', key('probe', id), num(now + math.min(30 * 2 ^ probes, 21600)), id)
   end
   return st
+end
+
+-- owe [ID DEADLINE DOC WORDS READY SIZE OFFERED RECHECK]…: a listing shows these outputs. Gives the state that each was in.
+function commands.owe(...)
+  local outputs, states = { ... }, {}
+  for i = 1, #outputs, 8 do states[#states + 1] = owe(unpack(outputs, i, i + 7)) end
+  return states
 end
 
 -- note_empty ID DEADLINE DOC WORDS READY SIZE: the job finished and produced nothing.

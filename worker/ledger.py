@@ -403,13 +403,36 @@ class Ledger:
             self._words_read[identity] = found
         return self._words_read[identity]
 
+    def listed(self, outputs: Iterable[OutputId]) -> dict[OutputId, OutputState | None]:
+        """Write down that a listing shows these outputs, and give the state of each, None where the ledger does not know it.
+
+        That is all that an archived one needs; what else is known may have changed, see `owe_all`.
+        """
+        found: dict[OutputId, OutputState | None] = {}
+        for batch in _batches(outputs):
+            states = self._run("listed", *map(str, batch))
+            found |= {
+                output: OutputState(state.decode()) if state else None for output, state in zip(batch, states, strict=True)
+            }
+        return found
+
     def owe(self, output: Output, *, recheck: bool) -> str:
-        """Write down what a listing shows. Gives the state before: ``""`` when it is new.
+        """Write down what a listing shows of one output; see `owe_all`."""
+        return self.owe_all([(output, recheck)])[0]
+
+    def owe_all(self, outputs: Iterable[tuple[Output, bool]]) -> list[str]:
+        """Write down what a listing shows of each (output, recheck). Gives the states before: ``""`` where it is new.
 
         An empty one becomes owed; a lost one that is offered still is probed now and then; an archived one is seen again.
+        `recheck`: of a new one, that it may have been downloaded before.
         """
-        before: bytes = self._run("owe", *self._facts(output), int(output.gone is None), int(recheck))
-        return before.decode()
+        before: list[str] = []
+        for batch in _batches(outputs):
+            arguments: list[str | bytes | int] = []
+            for output, recheck in batch:
+                arguments += [*self._facts(output), int(output.gone is None), int(recheck)]
+            before += [state.decode() for state in self._run("owe", *arguments)]
+        return before
 
     def note_empty(self, output: Output) -> bool:
         """Write down that a job finished and produced nothing. True when that is new."""
