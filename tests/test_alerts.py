@@ -10,7 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from structlog.testing import capture_logs
 
-from worker.alerts import digest, send
+from worker.alerts import Heartbeat, digest, send
+from worker.demo.embedded import wait_until
 from worker.ledger import Change
 from worker.model import OutputId
 from worker.settings import AlertSettings
@@ -23,6 +24,9 @@ class Receiver(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.messages: list[dict[str, str]] = []
         self.status = 200
+        self.asked: list[str] = []
+        self.go = threading.Event()
+        self.go.set()
 
     @property
     def url(self) -> str:
@@ -35,6 +39,15 @@ class Handler(BaseHTTPRequestHandler):
         assert isinstance(server, Receiver)
         server.messages.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         self.send_response(server.status)
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        server = self.server
+        assert isinstance(server, Receiver)
+        server.asked.append(self.path)
+        server.go.wait(10)
+        self.send_response(server.status)
+        self.send_header("Location", "/elsewhere")
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
@@ -99,3 +112,75 @@ def test_without_addresses_alerts_are_logged_alone():
     with capture_logs() as logs:
         assert send(AlertSettings(), ["one"])
     assert [log["text"] for log in logs if log["event"] == "alert"] == ["one"]
+
+
+# --- the dead man's switch -------------------------------------------------------------------------------------------
+
+
+def beat(heartbeat: Heartbeat) -> None:
+    """Beat, and wait for the end of it."""
+    heartbeat.beat()
+    for thread in threading.enumerate():
+        if thread.name == "heartbeat":
+            thread.join(15)
+
+
+def switch(url: str) -> Heartbeat:
+    return Heartbeat(AlertSettings.model_validate({"heartbeat_url": url}))
+
+
+def test_the_heartbeat_url_is_asked_for_as_it_is(receiver):
+    with capture_logs() as logs:
+        beat(switch(f"http://127.0.0.1:{receiver.server_port}/ping/marker?status=up&msg=OK"))
+    assert receiver.asked == ["/ping/marker?status=up&msg=OK"]
+    assert logs == []
+
+
+@pytest.mark.parametrize("status", [302, 404, 500])
+def test_a_heartbeat_that_nobody_takes_is_logged_once_and_once_that_it_is_taken_again(receiver, status):
+    """A redirect is not followed: the address is a secret."""
+    heartbeat = switch(f"http://127.0.0.1:{receiver.server_port}/marker")
+    receiver.status = status
+    with capture_logs() as logs:
+        beat(heartbeat)
+        beat(heartbeat)
+        receiver.status = 200
+        beat(heartbeat)
+        beat(heartbeat)
+    assert receiver.asked == ["/marker"] * 4
+    assert [(log["event"], log.get("error")) for log in logs] == [
+        ("heartbeat not taken; it is sent again every minute", f"answered {status}"),
+        ("heartbeat taken again", None),
+    ]
+
+
+def test_a_heartbeat_never_blocks_and_is_under_way_once_at_most(receiver):
+    heartbeat = switch(f"http://127.0.0.1:{receiver.server_port}/marker")
+    receiver.go.clear()
+    heartbeat.beat()
+    wait_until(lambda: len(receiver.asked) == 1, 5, "the first to be under way")
+    heartbeat.beat()
+    receiver.go.set()
+    beat(heartbeat)
+    assert len(receiver.asked) <= 2
+
+
+@pytest.mark.parametrize(
+    ("url", "error"),
+    [
+        ("http://127.0.0.1:1/marker", "ConnectionError"),
+        ({"env": "NOT_SET_MARKER"}, "environment variable NOT_SET_MARKER is not set"),
+        ({"file": "/none"}, "secret file /none cannot be read (FileNotFoundError)"),
+    ],
+)
+def test_a_heartbeat_that_cannot_be_sent_is_logged_without_its_address(url, error):
+    with capture_logs() as logs:
+        beat(switch(url))
+    (only,) = logs
+    assert only["error"] == error
+
+
+def test_without_a_heartbeat_url_nothing_is_asked_for():
+    before = threading.active_count()
+    Heartbeat(AlertSettings()).beat()
+    assert threading.active_count() == before

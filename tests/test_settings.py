@@ -328,6 +328,18 @@ def test_redis_urls_are_of_one_server_or_of_sentinels(url: str) -> None:
     assert parse(f'redis_url = "{url}"\n{MINIMAL}').redis_url.reveal() == url
 
 
+def test_a_heartbeat_url_is_one_and_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "https://hc.example.com/ping/secret?create=1"
+    read = parse(f'{MINIMAL}\n[alerts]\nheartbeat_url = "{url}"')
+    assert read.secrets()["alerts.heartbeat_url"].reveal() == url
+    assert problems(f'{MINIMAL}\n[alerts]\nheartbeat_url = "secret"') == [
+        "alerts.heartbeat_url: expected an absolute http:// or https:// URL"
+    ]
+    monkeypatch.setenv("PING", "secret")
+    read = parse(f'{MINIMAL}\n[alerts]\nheartbeat_url = {{ env = "PING" }}')
+    assert read.secret_problems() == ["alerts.heartbeat_url: expected an absolute http:// or https:// URL"]
+
+
 @pytest.mark.parametrize(
     "url",
     [

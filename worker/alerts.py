@@ -1,12 +1,17 @@
-"""Tells people: what became lost, held, overdue or at risk, and what is well again, as one message and not as a flood."""
+"""Tells people: what became lost, held, overdue or at risk, and what is well again, as one message and not as a flood.
+
+And tells a dead man's switch, as long as all is well: what cannot run cannot say so, and must be missed.
+"""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 
 import apprise
 import structlog
 
+from worker.connect import ping
 from worker.errors import ConfigurationError
 from worker.ledger import Change
 from worker.model import timestamp
@@ -14,6 +19,7 @@ from worker.settings import AlertSettings, Secret
 
 log = structlog.get_logger()
 
+_HEARTBEAT_SECONDS = 10.0
 _NAMED = 10  # outputs of one trouble that a message names; the rest is counted
 _WHAT_TO_DO = {
     "lost": "see `lastcall outputs --state lost`",
@@ -82,3 +88,31 @@ def _notify(index: int, url: Secret, title: str, body: str) -> bool:
     if not took:
         log.warning("alert address did not take the message", address=index)
     return took
+
+
+class Heartbeat:
+    """Asks for ``heartbeat_url``, in a thread of its own: whoever is told may be slow, and the daemon never waits for it."""
+
+    def __init__(self, settings: AlertSettings) -> None:
+        self._url = settings.heartbeat_url
+        self._under_way = threading.Lock()
+        self._failing = False
+
+    def beat(self) -> None:
+        """Ask for it once, unless the last time is not over yet. A failure is logged once, and once that it has passed."""
+        if self._url is not None and self._under_way.acquire(blocking=False):
+            threading.Thread(target=self._beat, args=(self._url,), name="heartbeat", daemon=True).start()
+
+    def _beat(self, url: Secret) -> None:
+        try:
+            try:
+                trouble = ping(url.reveal(), seconds=_HEARTBEAT_SECONDS)
+            except ConfigurationError as exc:
+                trouble = str(exc)
+            if trouble and not self._failing:
+                log.warning("heartbeat not taken; it is sent again every minute", error=trouble)
+            elif self._failing and not trouble:
+                log.info("heartbeat taken again")
+            self._failing = trouble is not None
+        finally:
+            self._under_way.release()

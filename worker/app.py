@@ -42,6 +42,7 @@ _LONGEST_TICK_SECONDS = 2.0
 _TICKS_KEPT = 10  # when no worker reads them
 _ALERTS_EVERY = timedelta(seconds=10)
 _STOP_SECONDS = 26  # of the 30 that a warm stop may take
+_HEARTBEAT_EVERY = timedelta(minutes=1)
 _SWEEP_EVERY = timedelta(minutes=10)
 
 
@@ -238,6 +239,7 @@ def tick() -> str:
         tell_people(daemon)
     if daemon.ledger.once("sweep", _SWEEP_EVERY):
         sweep(daemon)
+    tell_that_all_is_well(daemon)
     return f"{len(due)} polls due, {sent} wake-ups sent"
 
 
@@ -280,6 +282,13 @@ def tell_people(daemon: Daemon) -> None:
     if waiting and not alerts.send(daemon.settings.alerts, waiting):
         for text in waiting:
             daemon.ledger.queue_alert(text)
+
+
+def tell_that_all_is_well(daemon: Daemon) -> None:
+    """Ask for the heartbeat URL, at most once a minute over all workers, and not unless outputs can be collected now."""
+    wanted = daemon.settings.alerts.heartbeat_url is not None
+    if wanted and daemon.ledger.works() and daemon.ledger.once("heartbeat", _HEARTBEAT_EVERY):
+        daemon.heartbeat.beat()
 
 
 def wake(daemon: Daemon) -> int:

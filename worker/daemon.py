@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
+from worker.alerts import Heartbeat
 from worker.archive import Archive
 from worker.connect import Session, open_session
 from worker.keeper import Keeper
@@ -30,6 +31,7 @@ class Daemon:
     ledger: Ledger
     archive: Archive
     keeper: Keeper
+    heartbeat: Heartbeat
     sources: Mapping[str, Source]
     sessions: Mapping[str, Session]
 
@@ -54,6 +56,7 @@ def open_daemon(settings: Settings) -> Daemon:
         ledger=ledger,
         archive=Archive(settings.archive, spool_bytes=settings.worker.spool_bytes),
         keeper=Keeper(ledger, stop, slots=settings.worker.concurrency, grace=STOP_GRACE),
+        heartbeat=Heartbeat(settings.alerts),
         sources={
             name: open_source(source, SealedShared(source, ledger.shared(name, source.requests_per_second, stop)))
             for name, source in enabled.items()

@@ -41,6 +41,7 @@ _LOG_IN_TURN_MS = 60_000
 _SENTINEL_PORT = 26379
 _PATIENCE_SECONDS = 4.0
 _WORKER_ALIVE_SECONDS = 15.0
+_BEAT_WITHIN = timedelta(seconds=15)
 _MOST_ALERTS = 200
 _ALL = "*"  # the pause of everything: the bucket refuses us
 
@@ -685,6 +686,24 @@ class Ledger:
                 self._redis.zrem(f"{PREFIX}workers", *dead)
                 self._redis.hdel(f"{PREFIX}slots", *dead)
             return [name.decode() for name in self._redis.zrangebyscore(f"{PREFIX}workers", oldest, "+inf")]
+
+    def missing_processes(self) -> list[str]:
+        """Say which processes should run and do not, each with what to do."""
+        now, beat_at = self.now(), self.beat_at()
+        missing = []
+        if beat_at is None:
+            missing.append("no beat has ticked yet; start `lastcall beat`")
+        elif now - beat_at > _BEAT_WITHIN:
+            missing.append(f"no beat ticked since {timestamp(beat_at)}; start `lastcall beat`")
+        if not self.workers():
+            missing.append("no worker is alive; start `lastcall worker`")
+        return missing
+
+    def works(self) -> bool:
+        """Whether outputs can be collected now, as far as the ledger knows: a beat ticks, a worker is alive, claims are given,
+        and the bucket has not refused us since it last took something.
+        """
+        return not self.missing_processes() and self.claims_given() and self.paused(None) is None
 
     def capacity(self) -> int:
         """How many outputs the living workers can collect at once."""

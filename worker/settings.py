@@ -117,6 +117,14 @@ def _redis_url(value: str) -> str:
     return value
 
 
+def _heartbeat_url(value: str) -> str:
+    """Check the form of a URL to ask for. Messages never repeat it: it carries a token."""
+    parts = _split(value)
+    if parts is None or parts.scheme not in {"http", "https"}:
+        raise ValueError("expected an absolute http:// or https:// URL")
+    return value
+
+
 def _zone(value: str) -> str:
     try:
         ZoneInfo(value)
@@ -298,6 +306,12 @@ def _literal_redis_url(secret: Secret) -> Secret:
     return secret
 
 
+def _literal_heartbeat_url(secret: Secret) -> Secret:
+    if secret.literal is not None:
+        _heartbeat_url(secret.literal)
+    return secret
+
+
 class ArchiveSettings(_Table):
     """``[archive]``: the bucket."""
 
@@ -375,9 +389,10 @@ class FlowerSettings(_Listening):
 
 
 class AlertSettings(_Table):
-    """``[alerts]``: Apprise URLs; each usually carries a token, so each is a secret."""
+    """``[alerts]``: Apprise URLs, and one that is asked for as long as all is well. Each usually carries a token: a secret."""
 
     urls: tuple[Secret, ...] = ()
+    heartbeat_url: Annotated[Secret, AfterValidator(_literal_heartbeat_url)] | None = None
 
 
 class _SourceTable(_Table):
@@ -533,6 +548,8 @@ class Settings(_Table):
                 if (value := getattr(getattr(self, table), key, None)) is not None:
                     found[f"{table}.{key}"] = value
         found |= {f"alerts.urls.{index}": url for index, url in enumerate(self.alerts.urls)}
+        if self.alerts.heartbeat_url is not None:
+            found["alerts.heartbeat_url"] = self.alerts.heartbeat_url
         for name, source in self.sources.items():
             if source.enabled:
                 found |= {f"sources.{name}.{key}": secret for key, secret in source.secrets().items()}
@@ -541,11 +558,15 @@ class Settings(_Table):
     def secret_problems(self) -> list[str]:
         """List the secrets that cannot be read now, or are read and cannot be right, each with its path."""
         problems = [f"{path}: {why}" for path, secret in self.secrets().items() if (why := secret.problem())]
-        if not self.redis_url.problem():
-            try:
-                _redis_url(self.redis_url.reveal())
-            except ValueError as exc:
-                problems.append(f"redis_url: {exc}")
+        for path, secret, check in (
+            ("redis_url", self.redis_url, _redis_url),
+            ("alerts.heartbeat_url", self.alerts.heartbeat_url, _heartbeat_url),
+        ):
+            if secret is not None and not secret.problem():
+                try:
+                    check(secret.reveal())
+                except ValueError as exc:
+                    problems.append(f"{path}: {exc}")
         return problems
 
     def secret_warnings(self) -> list[str]:

@@ -47,6 +47,7 @@ class Receiver(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
+        self.pings: list[str] = []
         super().__init__(("127.0.0.1", 0), _Take)
 
 
@@ -56,6 +57,12 @@ class _Take(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.server.bodies.append(self.rfile.read(int(self.headers.get("Content-Length", 0))))
         self.send_response(200)
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        """The dead man's switch: it is told, and does not answer as it should, which is logged."""
+        self.server.pings.append(self.path)
+        self.send_response(404)
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
@@ -145,7 +152,8 @@ def configure(world, secrets: Secrets, receiver: Receiver, stranger: Sellercloud
     host = f"127.0.0.1:{receiver.server_port}"
     good = f"json://{secrets.mark('alert.user')}:{secrets.mark('alert.password')}@{host}/{secrets.mark('alert.path')}"
     bad = [f"nosuch://{secrets.mark('alert.unknown')}", f"json://127.0.0.1:1/{secrets.mark('alert.away')}"]
-    world.tables["alerts"] = {"urls": [secrets.env("alert.url", good), *bad]}
+    beat = f"http://{host}/ping/{secrets.mark('alert.ping')}?key={secrets.mark('alert.key')}"
+    world.tables["alerts"] = {"urls": [secrets.env("alert.url", good), *bad], "heartbeat_url": secrets.env("alert.beat", beat)}
 
 
 def produce(world, secrets: Secrets) -> None:
@@ -297,6 +305,10 @@ def test_no_secret_is_left_behind_anywhere(guarded_world, guarded_redis, admin, 
     wait_until(
         lambda: len(b"".join(receiver.bodies).split(b"paused")) > 1 and b"lost" in b"".join(receiver.bodies), 40, "alerts"
     )
+    wait_until(lambda: bool(receiver.pings), 20, "the dead man's switch to be told")
+    assert receiver.pings[0] == f"/ping/{secrets.named['alert.ping']}?key={secrets.named['alert.key']}"
+    wait_until(lambda: bool(receiver.pings), 20, "the dead man's switch to be told")
+    assert receiver.pings[0] == f"/ping/{secrets.named['alert.ping']}?key={secrets.named['alert.key']}"
     pages = list(web_pages(world, secrets))
     evidence = [*pages, *commands(world, secrets), *arguments(world)]
     acl_log = admin.execute_command("ACL", "LOG", "100")

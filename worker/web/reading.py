@@ -21,7 +21,6 @@ from worker.settings import Settings
 
 ROWS = 200  # as many bars as one can look at, and as a page draws without a stutter
 _PEOPLE_ROWS = 50  # of lost and of held ones
-_BEAT_WITHIN = timedelta(seconds=15)
 _COUNTS = ("owed", "claimed", "archived", "lost", "acknowledged", "held", "empty", "at_risk", "overdue")
 
 _T = TypeVar("_T")
@@ -75,15 +74,9 @@ def _in_thread(read: Callable[[], _T]) -> Future[_T]:
 
 def health(ledger: Ledger) -> JsonObject:
     """Give ``{"ok": true, …}``, or ``{"ok": false, "reason": …}``. Raises `LedgerUnavailableError`."""
-    now, beat_at, workers = ledger.now(), ledger.beat_at(), ledger.workers()
-    reasons = []
-    if beat_at is None:
-        reasons.append("no beat has ticked yet; start `lastcall beat`")
-    elif now - beat_at > _BEAT_WITHIN:
-        reasons.append(f"no beat ticked since {timestamp(beat_at)}; start `lastcall beat`")
-    if not workers:
-        reasons.append("no worker is alive; start `lastcall worker`")
-    found = {"workers": len(workers), "beat_at": timestamp(beat_at) if beat_at else None}
+    beat_at = ledger.beat_at()
+    reasons = ledger.missing_processes()
+    found = {"workers": len(ledger.workers()), "beat_at": timestamp(beat_at) if beat_at else None}
     return {"ok": False, "reason": "; ".join(reasons), **found} if reasons else {"ok": True, **found}
 
 
