@@ -516,6 +516,62 @@ def test_resumes_without_progress_end():
     assert 2 <= len(server.requests) <= 6
 
 
+def slowly_after(count):
+    """Send so many bytes at once, and then a byte every 50 ms."""
+
+    def drip(connection):
+        for byte in BODY[count : count + 400]:
+            connection.sendall(bytes([byte]))
+            time.sleep(0.05)
+
+    return says([f"Content-Length: {SIZE}", 'ETag: "one"'], BODY[:count], then=drip)
+
+
+def test_a_trickle_is_cut_and_resumed():
+    """Another connection may be another server, or another way."""
+    with serving(slowly_after(CUT), answer_the_rest) as server:
+        assert fetch(server, min_throughput="1KiB", window_seconds=1.0)[0] == BODY
+    assert len(server.requests) == 2
+
+
+def test_a_silent_connection_is_cut_and_resumed():
+    with serving(says([f"Content-Length: {SIZE}", 'ETag: "one"'], BODY[:CUT], then=stall), answer_the_rest) as server:
+        assert fetch(server, read_timeout="1s")[0] == BODY
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "then", "limits"),
+    [
+        (TooSlowError, trickle, {"min_throughput": "1KiB", "window_seconds": 1.0}),
+        (IncompleteBodyError, stall, {"read_timeout": "1s"}),
+    ],
+)
+def test_what_stands_still_twice_is_given_up(error, then, limits):
+    """So a slot is held for two windows, not for as many as there are resumes."""
+
+    def answer(connection, request):
+        says([f"Content-Length: {SIZE}", 'ETag: "one"'], BODY[:CUT])(connection, request)
+        then(connection)
+
+    def rest_stands_still(connection, request):
+        says(rest_head(request), status="206 Partial Content", then=then)(connection, request)
+
+    with serving(answer, rest_stands_still) as server, pytest.raises(error):
+        fetch(server, **limits)
+    assert len(server.requests) == 2
+
+
+def rest_head(request):
+    start = int(request.partition("Range: bytes=")[2].partition("-")[0])
+    return [f"Content-Range: bytes {start}-{SIZE - 1}/{SIZE}", f"Content-Length: {SIZE - start}", 'ETag: "one"']
+
+
+def answer_the_rest(connection, request):
+    start = int(request.partition("Range: bytes=")[2].partition("-")[0])
+    says(rest_head(request), BODY[start:], status="206 Partial Content")(connection, request)
+
+
 def test_a_server_that_is_away_for_a_moment_is_asked_again():
     with serving(cut_after(), bare(), rest()) as server:
         assert fetch(server)[0] == BODY

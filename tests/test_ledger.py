@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -495,6 +496,84 @@ def test_workers_are_woken_for_what_they_could_claim_and_no_more(ledger: Ledger,
     with redis.Redis.from_url(redis_url) as client:
         client.lpush("collect", "a wake-up that waits")
     assert ledger.wakeups(slots, "collect") == 0
+
+
+# --- fairness --------------------------------------------------------------------------------------------------------
+
+
+def take(ledger: Ledger, slots: dict[str, int], free: int = 99) -> list[str]:
+    """Claim for so many free slots, or until there is nothing to be had; gives whose outputs they were."""
+    claims = itertools.takewhile(bool, (ledger.claim(slots) for _ in range(free)))
+    return [claimed.output.id.source for claimed in claims if claimed]
+
+
+def test_a_source_that_has_archived_nothing_yet_leaves_the_others_their_share(ledger: Ledger) -> None:
+    """Five sources on 16 slots: three each, and one is left over. Once it archives, its own limit is the only one."""
+    ledger.stamp_worker(16)
+    slots = dict.fromkeys(["sick", "b", "c", "d", "e"], 16)
+    for number in range(30):
+        ledger.owe(output(str(number), 1, "sick"), recheck=False)
+    assert ledger.wakeups(slots, "collect") == 4
+    assert take(ledger, slots) == ["sick"] * 4
+    for source in "bcde":
+        owe(ledger, *"12345", source=source)
+    assert Counter(take(ledger, slots, 12)) == dict.fromkeys("bcde", 3)
+    ledger.archived(OutputId("b", "1", "1"), "key", 1, unproven=False)
+    ledger.archived(OutputId("c", "1", "1"), "key", 1, unproven=False)
+    assert set(take(ledger, slots, 2)) <= {"b", "c"}
+
+
+def test_a_source_that_archives_may_fill_a_worker_alone(ledger: Ledger) -> None:
+    """Nothing is kept free for those who want nothing."""
+    ledger.stamp_worker(16)
+    slots = dict.fromkeys(["busy", "b", "c", "d", "e"], 16)
+    for number in range(30):
+        ledger.owe(output(str(number), 1, "busy"), recheck=False)
+    ledger.archived(claim(ledger, **slots).output.id, "key", 1, unproven=False)
+    assert ledger.wakeups(slots, "collect") == 16
+    assert take(ledger, slots) == ["busy"] * 16
+
+
+def test_a_slot_held_in_vain_makes_its_source_yield(ledger: Ledger, clock: Clock) -> None:
+    """On one slot a vendor that hangs for a minute leaves it to the other for as long, and then has its turn again."""
+    ledger.stamp_worker(1)
+    slots = {"sick": 4, "well": 4}
+    owe(ledger, *"123", source="sick")
+    hung = claim(ledger, **slots)
+    clock.wait(60)
+    ledger.stamp_worker(1)
+    ledger.again(hung.output.id, hung.fence, clock.now + timedelta(seconds=2), "no answer", lost_seconds=60)
+    assert ledger.claim(slots) is None
+    assert ledger.wakeups(slots, "collect") == 0
+    owe(ledger, "1", source="well")
+    clock.wait(30)
+    ledger.stamp_worker(1)
+    well = claim(ledger, **slots)
+    assert well.output.id.source == "well"
+    ledger.archived(well.output.id, "key", 1, unproven=False)
+    clock.wait(31)
+    ledger.stamp_worker(1)
+    assert claim(ledger, **slots).output.id.source == "sick"
+
+
+def test_an_attempt_that_fails_at_once_or_not_by_the_vendor_costs_no_trust(ledger: Ledger, clock: Clock) -> None:
+    ledger.stamp_worker(2)
+    slots = {"a": 2, "b": 2}
+    owe(ledger, *"12", source="a")
+    one = claim(ledger, **slots)
+    ledger.again(one.output.id, one.fence, clock.now, "503", lost_seconds=1)
+    assert take(ledger, slots) == ["a"]  # the other slot is the share of b
+    ledger.archived(one.output.id, "key", 1, unproven=False)
+    owe(ledger, *"34", source="a")
+    assert take(ledger, slots) == ["a", "a"]
+
+
+def test_a_source_alone_is_nobodys_burden(ledger: Ledger, clock: Clock) -> None:
+    ledger.stamp_worker(4)
+    owe(ledger, *"12345", source="a")
+    one = claim(ledger, a=9)
+    ledger.again(one.output.id, one.fence, clock.now, "no answer", lost_seconds=600)
+    assert take(ledger, {"a": 9}) == ["a"] * 5
 
 
 def test_many_claims_and_many_sources_fit_into_one_call(ledger: Ledger) -> None:

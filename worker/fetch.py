@@ -72,9 +72,12 @@ class Download:
         # A wrapping makes the body larger than the file (byte numbers: four times); who unwraps it counts the file's bytes.
         self._max_bytes = max_bytes if link.wrapping is Wrapping.NONE else 4 * max_bytes + 1024 * 1024
         self._new_link = new_link
-        self._meter = _Meter(int(source.min_throughput), window_seconds)
+        self._window_seconds = window_seconds
+        self._least_bytes = int(source.min_throughput * window_seconds)
+        self._meter = self._new_meter()
         self._headers_by: float | None = None
         self._received = 0
+        self._asked_at = 0.0  # when we last began to wait for the vendor
         self._whole = False
         self._watch = Watch(self._check)
         try:
@@ -97,11 +100,15 @@ class Download:
         Asks `lease.check()` per piece, and twice a second from another thread: however slowly the server trickles, a lost
         lease or a stop cuts the connection. A cut connection is resumed by Range with If-Range where the link is resumable
         and the server gave a strong ETag or Last-Modified (206 with the right Content-Range only; 200 starts nothing over
-        and is an error here); a link that expired in the meantime is got anew from `new_link`. Raises `IncompleteBodyError`
-        (cut, or longer or shorter than Content-Length), `TooLargeError`, `TooSlowError`, `VendorUnavailableError`,
-        `RefusedError`, `LeaseLostError`, `StoppedError`.
+        and is an error here); a link that expired in the meantime is got anew from `new_link`. One that stalls (too slow, or
+        silent for `read_timeout`) is resumed too, but not where the one before stalled as well and this one brought less than
+        `min_throughput` asks of a window: so what stands still holds its slot for two windows, not for ever.
+
+        Raises `IncompleteBodyError` (cut, or longer or shorter than Content-Length), `TooLargeError`, `TooSlowError`,
+        `VendorUnavailableError`, `RefusedError`, `LeaseLostError`, `StoppedError`.
         """
         resumes = fruitless = 0
+        stalled = False
         while True:
             before = self._received
             try:
@@ -110,10 +117,16 @@ class Download:
                 yield from self._pieces()
                 self._whole = True
                 return
-            except (_CutError, VendorUnavailableError) as cut:
+            except (_CutError, VendorUnavailableError, TooSlowError) as cut:
                 resumes += 1
-                fruitless = 0 if self._received > before else fruitless + 1
-                if not self._can_resume() or fruitless > _MAX_FRUITLESS or resumes > _MAX_RESUMES:
+                gained = self._received - before
+                fruitless = 0 if gained else fruitless + 1
+                silent = time.monotonic() - self._asked_at >= self._source.read_timeout.total_seconds()
+                before_too, stalled = stalled, silent or isinstance(cut, TooSlowError)
+                hopeless = stalled and before_too and gained < self._least_bytes
+                if not self._can_resume() or hopeless or fruitless > _MAX_FRUITLESS or resumes > _MAX_RESUMES:
+                    if isinstance(cut, TooSlowError):
+                        raise
                     raise IncompleteBodyError(str(cut)) from cut
             self._pause(0.25 * 2**fruitless if fruitless else 0.0)
 
@@ -145,7 +158,8 @@ class Download:
     def _send(self, url: str, headers: Mapping[str, str]) -> requests.Response:
         self._lease.check()
         seconds = self._source.connect_timeout.total_seconds() + self._source.read_timeout.total_seconds()
-        self._headers_by = time.monotonic() + seconds
+        self._asked_at = time.monotonic()
+        self._headers_by = self._asked_at + seconds
         try:
             request = self._session.prepare_request(requests.Request("GET", url, headers=dict(headers)))
             if url.isascii() and " " not in url:
@@ -209,7 +223,7 @@ class Download:
                 if len(held) >= _PIECE_BYTES:
                     yield memoryview(held)
                     held = bytearray()
-        except _CutError:
+        except (_CutError, TooSlowError):
             if held:
                 yield memoryview(held)
             raise
@@ -221,6 +235,7 @@ class Download:
     def _read(self) -> bytes:
         """Read what is there, waiting for at least a byte; empty at the end."""
         self._lease.check()
+        self._asked_at = time.monotonic()
         self._meter.start()
         try:
             data: bytes = self._response.raw.read1(_READ_BYTES, decode_content=False) or b""
@@ -270,9 +285,14 @@ class Download:
             self._lease.check()
             time.sleep(min(left, 0.5))
 
+    def _new_meter(self) -> _Meter:
+        return _Meter(int(self._source.min_throughput), self._window_seconds)
+
     def _resume(self) -> None:
         """Ask for the rest, and believe it only where it is provably the rest of the same bytes."""
         self._response.close()
+        self._watch.close()
+        self._meter, self._watch = self._new_meter(), Watch(self._check)  # what was too slow is over
         expires_at = self._link.expires_at
         fresh = False
         if self._new_link is not None and expires_at is not None and expires_at <= datetime.now(UTC):

@@ -24,6 +24,12 @@ class Held:
         self.fence = claim.fence
         self.lost = False
         self._keeper = keeper
+        self._since = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """For how long it has been held."""
+        return time.monotonic() - self._since
 
     def check(self) -> None:
         """Return while the transfer may go on. Raises `LeaseLostError` or `StoppedError`."""

@@ -7,6 +7,7 @@
 -- lastcall:rate:{source}      hash   how long its outputs take: see `learn`
 -- lastcall:flow:{source}      hash   {slot of `FLOW_SECONDS`}n, …b -> outputs and bytes archived then, of the last `FLOW_SLOTS`
 -- lastcall:recent             list   the last `RECENT_KEPT` archived, newest first: when, bytes, output, key
+-- lastcall:health:{source}    hash   ok when it last archived something, bad when an attempt last took `lost` seconds for nothing: see `rooms`
 -- lastcall:turn               how often what is in time and what is too late had to be weighed: see `claim`
 -- lastcall:owed:{source}      zset   output -> its latest start (`latest_start`): may be claimed now
 -- lastcall:later:{source}     zset   output -> not_before: owed, waiting for its next try
@@ -210,6 +211,60 @@ local function stopped(source)
   return false
 end
 
+local ALIVE_SECONDS = 15 -- since a worker last said so
+
+-- How many outputs the living workers can collect at once.
+local function capacity()
+  local total = 0
+  for _, worker in ipairs(call('ZRANGEBYSCORE', P .. 'workers', num(now - ALIVE_SECONDS), '+inf')) do
+    total = total + tonumber(call('HGET', P .. 'slots', worker) or '0')
+  end
+  return total
+end
+
+local OCCUPIED_SECONDS = 5 -- an attempt that fails sooner keeps nobody waiting
+local DOUBT_SECONDS = 600 -- for so long after one that did, a source is not trusted,
+local LONGEST_REST_SECONDS = 120 -- and at most so long what is free goes to others first
+
+-- Whether a source may be given any slot that is free, and whether it rests: it has lately kept others waiting for nothing, and for
+-- each second of that every other source gets one.
+local function health(source, sources)
+  local ok, bad, lost = unpack(call('HMGET', P .. 'health:' .. source, 'ok', 'bad', 'lost'))
+  ok, bad = tonumber(ok or '0'), tonumber(bad or '0')
+  local rest = math.min(tonumber(lost or '0') * (sources - 1), LONGEST_REST_SECONDS)
+  return ok > 0 and bad + DOUBT_SECONDS < now, bad > ok and now < bad + rest
+end
+
+-- How many outputs of each of [SOURCE SLOTS]… may be claimed now, of `most` that all workers can collect; and how many are held.
+-- A source that archives has its own limit only. One that has archived nothing yet, or lately held a slot in vain, is sure of its
+-- share of all slots and gets more while the shares of the others are free; so a vendor that hangs or trickles never fills a worker.
+local function rooms(lease, most, ...)
+  local sources, list = { ... }, {}
+  local held, wanted = 0, 0
+  local share = math.max(1, math.floor(most / math.max(1, #sources / 2)))
+  for i = 1, #sources, 2 do
+    local one = { name = sources[i], limit = tonumber(sources[i + 1]) }
+    expire_leases(one.name, lease)
+    promote(one.name)
+    one.held = call('ZCARD', P .. 'claimed:' .. one.name)
+    held = held + one.held
+    if not stopped(one.name) then
+      one.trusted, one.rests = health(one.name, #sources / 2)
+      one.due = one.rests and 0 or math.max(0, math.min(one.limit, share) - one.held)
+      wanted = wanted + one.due
+      list[#list + 1] = one
+    end
+  end
+  local free = math.max(1, most - held) -- who asks has one; dead workers hold theirs until their leases end
+  for _, one in ipairs(list) do
+    one.room = one.limit - one.held
+    if not one.trusted and most > 0 then
+      one.room = math.min(one.room, math.max(math.min(one.due, free), free - (wanted - one.due)))
+    end
+  end
+  return list, held
+end
+
 local function create(id, dl, doc, words, ready, size)
   call('HSET', rec(id), 'cr', string.format('%.0f', now), 'rd', ready)
   describe(id, dl, doc, words, size)
@@ -337,13 +392,10 @@ local SOON_SECONDS = 900 -- while something else can be in time that must begin 
 function commands.claim(worker, lease, ...)
   local open_at = call('HGET', P .. 'epoch', 'open_at')
   if not open_at or tonumber(open_at) > now then return {} end
-  local sources = { ... }
   local late, in_time, probe
-  for i = 1, #sources, 2 do
-    local source = sources[i]
-    expire_leases(source, lease)
-    promote(source)
-    if not stopped(source) and call('ZCARD', P .. 'claimed:' .. source) < tonumber(sources[i + 1]) then
+  for _, one in ipairs((rooms(lease, capacity(), ...))) do
+    local source = one.name
+    if one.room > 0 then
       local too_late, saved = heads(source)
       late, in_time = sooner(too_late, late), sooner(saved, in_time)
       probe = probe or call('ZRANGEBYSCORE', P .. 'probe:' .. source, '-inf', num(now), 'LIMIT', 0, 1)[1]
@@ -373,35 +425,19 @@ function commands.claim(worker, lease, ...)
   return reply
 end
 
--- How many claims of these sources would succeed now, and how many are held.
-local function claimable(lease, sources, first)
-  local total, held = 0, 0
-  for i = first, #sources, 2 do
-    local source = sources[i]
-    expire_leases(source, lease)
-    promote(source)
-    local taken = call('ZCARD', P .. 'claimed:' .. source)
-    held = held + taken
-    if not stopped(source) then
-      local ready = call('ZCARD', P .. 'owed:' .. source) + call('ZCOUNT', P .. 'probe:' .. source, '-inf', num(now))
-      total = total + math.max(0, math.min(tonumber(sources[i + 1]) - taken, ready))
-    end
-  end
-  return total, held
-end
-
--- wakeups QUEUE LEASE ALIVE_SINCE [SOURCE SLOTS]…: how many messages are missing in QUEUE, so that every free slot of a living worker
--- that could claim something is woken.
-function commands.wakeups(queue, lease, alive_since, ...)
+-- wakeups QUEUE LEASE [SOURCE SLOTS]…: how many messages are missing in QUEUE, so that every free slot of a living worker that
+-- could claim something is woken.
+function commands.wakeups(queue, lease, ...)
   local open_at = call('HGET', P .. 'epoch', 'open_at')
   if not open_at or tonumber(open_at) > now then return 0 end
-  local total, held = claimable(lease, { ... }, 1)
-  if total == 0 then return 0 end
-  local capacity = 0
-  for _, worker in ipairs(call('ZRANGEBYSCORE', P .. 'workers', alive_since, '+inf')) do
-    capacity = capacity + tonumber(call('HGET', P .. 'slots', worker) or '0')
+  local most, total = capacity(), 0
+  local sources, held = rooms(lease, most, ...)
+  for _, one in ipairs(sources) do
+    local ready = call('ZCARD', P .. 'owed:' .. one.name) + call('ZCOUNT', P .. 'probe:' .. one.name, '-inf', num(now))
+    total = total + math.max(0, math.min(one.room, ready))
   end
-  return math.max(0, math.min(total, math.max(1, capacity - held)) - call('LLEN', queue))
+  if total == 0 then return 0 end
+  return math.max(0, math.min(total, math.max(1, most - held)) - call('LLEN', queue))
 end
 
 -- alive WORKER SLOTS LEASE: a worker that can collect SLOTS outputs at once says that it lives.
@@ -466,6 +502,7 @@ function commands.archived(id, object, bytes, unproven, seconds)
     if bound == '+Inf' or latency <= tonumber(bound) then count('ready_to_archived', source .. '|' .. bound, 1) end
   end
   count('ready_to_archived_sum', source, num(latency))
+  call('HSET', key('health', id), 'ok', num(now))
   if seconds ~= '' then learn(source, tonumber(bytes), tonumber(seconds)) end
   count_receipt(id, source)
   count('archived', source, 1)
@@ -489,9 +526,11 @@ function commands.counted(source, number, ...)
   return 1
 end
 
--- again ID FENCE NOT_BEFORE ERROR: a passing fault. release (NOT_BEFORE 0, no error): given back as it was taken.
-function commands.again(id, fence, nb, err)
+-- again ID FENCE NOT_BEFORE ERROR LOST: a passing fault, of the vendor where its slot was held for LOST seconds in vain.
+-- release (NOT_BEFORE 0, no error): given back as it was taken.
+function commands.again(id, fence, nb, err, lost)
   if not owns(id, fence) then return 0 end
+  if tonumber(lost) >= OCCUPIED_SECONDS then call('HSET', key('health', id), 'bad', num(now), 'lost', lost) end
   if err ~= '' then
     call('HSET', rec(id), 'er', err)
     note(id, err)
@@ -524,7 +563,7 @@ end
 function commands.gone(id, fence, answers, over, at_deadline, err)
   if not owns(id, fence) then return -1 end
   if get(id, 'st') == 'lost' then
-    commands.again(id, fence, '0', err)
+    commands.again(id, fence, '0', err, '0')
     return 2
   end
   local seen = call('HINCRBY', rec(id), 'gn', 1)
@@ -533,7 +572,7 @@ function commands.gone(id, fence, answers, over, at_deadline, err)
   local enough = seen >= tonumber(answers) and since >= tonumber(over)
   if enough or (at_deadline == '1' and now >= tonumber(get(id, 'dl'))) then return 1 end
   local wait = tonumber(over) / math.max(1, tonumber(answers) - 1)
-  commands.again(id, fence, num(now + wait + 0.1), err)
+  commands.again(id, fence, num(now + wait + 0.1), err, '0')
   return 0
 end
 

@@ -477,8 +477,7 @@ class Ledger:
 
     def wakeups(self, slots: Mapping[str, int], queue: str) -> int:
         """How many messages are missing in `queue`, so that every free slot that could claim something is woken."""
-        alive_since = self.now().timestamp() - _WORKER_ALIVE_SECONDS
-        return int(self._run("wakeups", queue, self.lease_seconds, alive_since, *_flat(slots)))
+        return int(self._run("wakeups", queue, self.lease_seconds, *_flat(slots)))
 
     def renew(self, claims: list[tuple[Output, str]]) -> list[str]:
         """Prolong the leases of (output, fence); gives each one's fence, which is new after an epoch, or ``""`` when lost."""
@@ -499,13 +498,16 @@ class Ledger:
         """
         return bool(self._run("archived", str(output), key, size, int(unproven), "" if seconds is None else seconds))
 
-    def again(self, output: OutputId, fence: str, not_before: datetime, error: str) -> bool:
-        """Settle: a passing fault; owed again, not before `not_before`. False when the lease is no longer ours."""
-        return bool(self._run("again", str(output), fence, _seconds(not_before), error))
+    def again(self, output: OutputId, fence: str, not_before: datetime, error: str, *, lost_seconds: float = 0.0) -> bool:
+        """Settle: a passing fault; owed again, not before `not_before`. False when the lease is no longer ours.
+
+        `lost_seconds`: how long the source's own fault kept a slot from others; then it yields to them (`rooms` in ledger.lua).
+        """
+        return bool(self._run("again", str(output), fence, _seconds(not_before), error, round(lost_seconds, 3)))
 
     def release(self, output: OutputId, fence: str) -> bool:
         """Settle: given back untried. False when the lease is no longer ours."""
-        return bool(self._run("again", str(output), fence, 0, ""))
+        return bool(self._run("again", str(output), fence, 0, "", 0))
 
     def hold(self, output: OutputId, fence: str, error: str) -> bool:
         """Settle: a person is needed. False when the lease is no longer ours."""

@@ -23,6 +23,8 @@ from worker.errors import (
     StoppedError,
     TooSlowError,
     TryLaterError,
+    VendorReplyError,
+    VendorUnavailableError,
 )
 from worker.keeper import Held
 from worker.ledger import Claim
@@ -32,6 +34,7 @@ from worker.recovery import loss_document, open_epoch
 log = structlog.get_logger()
 
 _BYTES_WERE_OFFERED = (IncompleteBodyError, DecodeError, TooSlowError, ArchiveUnavailableError)
+_VENDORS_FAULTS = (VendorUnavailableError, VendorReplyError, IncompleteBodyError, DecodeError, TooSlowError)
 _LONGEST_WAIT_SECONDS = 600.0
 _LONGEST_WAIT_OVERDUE_SECONDS = 60.0
 _FIRST_PAUSE = timedelta(minutes=15)
@@ -66,7 +69,9 @@ def settle(daemon: Daemon, claim: Claim, lease: Held, exc: LastcallError) -> str
     pause_if_refused(daemon, output.id.source, exc)
     if isinstance(exc, NotReadyError):
         ledger.other_answer(output.id, lease.fence)
-    return again(daemon, claim, lease, str(exc), exc.not_before if isinstance(exc, TryLaterError) else None)
+    not_before = exc.not_before if isinstance(exc, TryLaterError) else None
+    lost_seconds = lease.seconds if isinstance(exc, _VENDORS_FAULTS) else 0.0
+    return again(daemon, claim, lease, str(exc), not_before, lost_seconds=lost_seconds)
 
 
 def _gone(daemon: Daemon, claim: Claim, lease: Held, exc: OutputGoneError) -> str:
@@ -92,7 +97,9 @@ def _gone(daemon: Daemon, claim: Claim, lease: Held, exc: OutputGoneError) -> st
     return f"lost ({exc.reason}): {exc}"
 
 
-def again(daemon: Daemon, claim: Claim, lease: Held, error: str, not_before: datetime | None) -> str:
+def again(
+    daemon: Daemon, claim: Claim, lease: Held, error: str, not_before: datetime | None, *, lost_seconds: float = 0.0
+) -> str:
     """Owed again: at the time that the other side named, else after a growing pause that shrinks as the deadline comes near."""
     now = daemon.ledger.now()
     if not_before is None:
@@ -105,7 +112,7 @@ def again(daemon: Daemon, claim: Claim, lease: Held, error: str, not_before: dat
         left = (claim.output.deadline - now).total_seconds()
         wait = min(wait * random.uniform(0.75, 1.25), left / 10 if left > 0 else _LONGEST_WAIT_OVERDUE_SECONDS)
         not_before = now + timedelta(seconds=max(2.0, wait))
-    daemon.ledger.again(claim.output.id, lease.fence, not_before, error)
+    daemon.ledger.again(claim.output.id, lease.fence, not_before, error, lost_seconds=lost_seconds)
     log.info("owed again", error=error, not_before=timestamp(not_before), attempts=claim.attempts)
     return f"owed again: {error}; next try {timestamp(not_before)}"
 

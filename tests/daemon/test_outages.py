@@ -12,10 +12,12 @@ import signal
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import s3proxy
 
+from worker import fetch
 from worker.collect import collect
 from worker.demo.api2convert import OutputFile
 from worker.demo.embedded import wait_until
@@ -158,6 +160,21 @@ def test_a_cut_download_is_resumed_where_ranges_are_honoured(world):
     assert first.sent + second.sent + third.sent == 3 * MIB
     assert (second.status, third.status) == (206, 206)
     assert len(world.spaaza.requests("mint")) == 1
+    world.assert_archived_once(downloads=0)
+
+
+def test_a_download_that_trickles_is_cut_and_resumed(world, monkeypatch):
+    """`min_throughput` ends it after a window of a minute, here a second; what came is kept."""
+    monkeypatch.setattr(fetch, "open_download", partial(fetch.open_download, window_seconds=1.0))
+    world.only("spaaza")
+    world.sources["spaaza"]["min_throughput"] = "50KiB"
+    world.spaaza.add_task(Content("x", 3 * MIB))
+    world.spaaza.fail("storage", Fault(bytes_per_second=20_000))
+    assert "archived" in collect_one(world.daemon())
+    first, second = world.spaaza.requests("storage")
+    assert (first.status, second.status) == (200, 206)
+    assert first.sent > 10_000
+    assert second.sent < 3 * MIB
     world.assert_archived_once(downloads=0)
 
 
