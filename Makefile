@@ -56,9 +56,12 @@ lock: $(READY) ## write requirements.lock anew from pyproject.toml; ARGS="--upgr
 		--no-emit-index-url --no-emit-find-links --extra demo --group dev $(ARGS) pyproject.toml -o requirements.lock
 	@$(MAKE) --no-print-directory setup
 
-tools: ## what some tests need from outside and are skipped without: Chromium, Redis (Debian, as root)
+tools: ## what some tests need from outside and are skipped without: Chromium, Redis, promtool (Debian, as root)
 	apt-get update -q
 	apt-get install -q -y --no-install-recommends chromium redis-server
+	@command -v promtool >/dev/null || { cd "$$(mktemp -d)" && apt-get download -q prometheus && \
+		dpkg-deb --fsys-tarfile prometheus_*.deb | tar -xO ./usr/bin/promtool > promtool && \
+		install promtool /usr/local/bin; }  # the package itself would start a server
 
 $(READY): requirements.lock pyproject.toml
 	@test -n '$(PYTHON)' && $(PYTHON) -c '$(SUPPORTED)' || { \
