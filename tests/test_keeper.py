@@ -124,7 +124,7 @@ def test_a_turn_to_list_outlives_its_lease_while_it_is_kept_and_no_longer(ledger
     keeper.start()
     turn = ledger.take_poll_turn("acme", timedelta(milliseconds=1))
     assert turn is not None
-    with keeper.listing(turn), pytest.raises(TimeoutError):
+    with keeper.keeping(turn), pytest.raises(TimeoutError):
         wait_until(lambda: ledger.poll_due("acme"), 1.5, "the turn ends")
     wait_until(lambda: ledger.poll_due("acme"), 5, "the turn ends with its lease")
 

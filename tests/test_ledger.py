@@ -1073,7 +1073,7 @@ def test_a_dead_workers_turn_ends_with_its_lease_and_its_late_words_change_nothi
     until_due(heir, "acme")
     new = heir.take_poll_turn("acme", timedelta(seconds=0.1))
     assert new is not None
-    dead.keep_poll_turn(old)
+    dead.keep_turn(old)
     dead.end_poll_turn(old, "ok", {})
     with redis.Redis.from_url(redis_url) as client:
         assert client.get("lastcall:polling:acme") == new.token.encode()
@@ -1089,7 +1089,7 @@ def test_a_heartbeat_that_comes_after_the_end_of_a_listing_does_not_block_the_ne
     turn = ledger.take_poll_turn("acme", timedelta(milliseconds=1))
     assert turn is not None
     ledger.end_poll_turn(turn, "ok", {})
-    ledger.keep_poll_turn(turn)
+    ledger.keep_turn(turn)
     assert until_due(ledger, "acme") < 1
 
 
@@ -1099,7 +1099,7 @@ def test_a_kept_turn_outlives_its_lease(redis_url: str) -> None:
     assert turn is not None
     limit = time.monotonic() + 1.2
     while time.monotonic() < limit:
-        ledger.keep_poll_turn(turn)
+        ledger.keep_turn(turn)
         assert not ledger.poll_due("acme")
 
 

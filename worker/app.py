@@ -24,7 +24,7 @@ from kombu import Connection, Exchange, Queue
 from kombu.exceptions import OperationalError
 from kombu.transport.redis import Channel as RedisChannel
 
-from worker import alerts, logs
+from worker import alerts, logs, proving
 from worker import settings as configuration
 from worker.collect import collect
 from worker.daemon import Daemon, open_daemon
@@ -37,13 +37,14 @@ from worker.settle import look_after_bucket
 
 log = structlog.get_logger()
 
-COLLECT, POLL, TICK = "lastcall.collect", "lastcall.poll", "lastcall.tick"
+COLLECT, POLL, TICK, PROVE = "lastcall.collect", "lastcall.poll", "lastcall.tick", "lastcall.prove"
 _LONGEST_TICK_SECONDS = 2.0
 _TICKS_KEPT = 10  # when no worker reads them
 _ALERTS_EVERY = timedelta(seconds=10)
 _STOP_SECONDS = 26  # of the 30 that a warm stop may take
 _HEARTBEAT_EVERY = timedelta(minutes=1)
 _SWEEP_EVERY = timedelta(minutes=10)
+_PROVE_AGAIN = timedelta(seconds=10)
 
 
 def tick_seconds(settings: Settings) -> float:
@@ -94,13 +95,13 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
         # FLUSHALL the bindings of a named one would be gone, and what is sent to it would reach no queue.
         "accept_content": ["json"],
         "task_serializer": "json",
-        "task_queues": [Queue(name, Exchange("", type="direct"), routing_key=name) for name in (COLLECT, POLL, TICK)],
+        "task_queues": [Queue(name, Exchange("", type="direct"), routing_key=name) for name in (COLLECT, POLL, TICK, PROVE)],
         "task_default_queue": COLLECT,
         "task_create_missing_queues": False,
         # Transfers wait on sockets, and hashing releases the GIL: threads (FACTS 6, 7). Polls and ticks have threads of their
-        # own beside the transfers, so that no amount of long downloads keeps a source from being listed.
+        # own beside the transfers, so that no amount of long downloads keeps a source from being listed; proofs have one.
         "worker_pool": "threads",
-        "worker_concurrency": settings.worker.concurrency + len(settings.sources) + 2,
+        "worker_concurrency": settings.worker.concurrency + len(settings.sources) + 3,
         "worker_prefetch_multiplier": 1,
         # A wake-up that is lost is sent again by the next tick; one that is acknowledged late would come twice (FACTS 1, 2).
         "task_acks_late": False,
@@ -142,6 +143,7 @@ class _Process:
     controller: object = None  # Celery's worker
     daemon: Daemon | None = None
     slots: threading.BoundedSemaphore | None = None
+    proving = threading.Lock()
     beat_ledger: Ledger | None = None
 
 
@@ -235,6 +237,9 @@ def tick() -> str:
         if daemon.ledger.once(f"poll:{source}", min(every / 2, timedelta(seconds=10))):
             _send(poll, source, queue=POLL, expires=max(10.0, every.total_seconds()))
     sent = wake(daemon)
+    if (proofs := proving.due(daemon)) and daemon.ledger.once("prove", _PROVE_AGAIN):
+        for _ in proofs:  # for several workers; one of them runs one at a time
+            _send(prove, queue=PROVE, expires=10)
     if daemon.ledger.once("alerts", _ALERTS_EVERY):
         tell_people(daemon)
     if daemon.ledger.once("sweep", _SWEEP_EVERY):
@@ -274,8 +279,21 @@ def collect_one() -> str:
     return outcome
 
 
+@app.task(name="prove", throws=(LastcallError,))
+def prove() -> str:
+    """Run the audits and verifications that are due. They may take hours, so a worker runs one at a time."""
+    daemon = _daemon()
+    if not _Process.proving.acquire(blocking=False):
+        return "this worker is at it already"
+    try:
+        return "; ".join(proving.prove(daemon)) or "nothing is due"
+    finally:
+        _Process.proving.release()
+
+
 def tell_people(daemon: Daemon) -> None:
     """Send what people were not told yet, as one message; what nobody took is queued again."""
+    proving.tell_late(daemon)
     for text in alerts.digest(daemon.ledger.tell(daemon.sources, daemon.settings.worker.at_risk)):
         daemon.ledger.queue_alert(text)
     waiting = daemon.ledger.take_alerts()

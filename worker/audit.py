@@ -1,29 +1,68 @@
 """Proof of completeness: vendor inventory − receipts − explained losses = nothing; fixity of what is kept; rebuild.
 
-An audit changes nothing but that it writes down its result. It lists each vendor, each receipt and each object, and asks the
-ledger only what it says of an output that has no receipt.
+An audit changes nothing. It lists each vendor, each receipt and each object, and asks the ledger only what it says of an
+output that has no receipt. `proving` writes results down and runs what is scheduled.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
+from hashlib import blake2b
+from typing import TypeVar
 
 import structlog
 
 from worker.daemon import Daemon
 from worker.discover import Discovery, discover
-from worker.errors import HeldError, LastcallError
+from worker.errors import ArchiveUnavailableError, HeldError, LastcallError, StoppedError, VendorUnavailableError
+from worker.keeper import Keeper
 from worker.ledger import Record
-from worker.model import JobState, JsonObject, Output, OutputId, OutputState, Receipt, timestamp
+from worker.model import Job, JobState, JsonObject, Output, OutputId, OutputState, Receipt, timestamp
 from worker.recovery import open_epoch, recover
 
 log = structlog.get_logger()
+_T = TypeVar("_T")
+_U = TypeVar("_U")
 
 _READERS = 8
+_READ_TOGETHER = 200
+_CLOCKS_DIFFER = timedelta(days=1)  # the bucket's clock, which says when a receipt was written, and the vendor's
+_S3_MAY_BE_AWAY_SECONDS = 600.0
+_SLOWEST_READING = 2**20  # bytes a second
+EXCEPTIONS = ("missing", "damaged", "held", "lost")  # what makes the answer bad news
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """The outputs that an audit is about: completed from `since` on, and before `until`. None is open on that side."""
+
+    since: datetime | None = None
+    until: datetime | None = None
+
+    def holds(self, completed_at: datetime | None) -> bool:
+        """Whether an output completed then is in it."""
+        if completed_at is None:
+            return False
+        return (self.since is None or completed_at >= self.since) and (self.until is None or completed_at < self.until)
+
+    @property
+    def whole(self) -> bool:
+        """Whether it holds everything."""
+        return self.since is None and self.until is None
+
+    def to_json(self) -> JsonObject | None:
+        """Give its bounds; None for everything."""
+        bounds = {"since": self.since, "until": self.until}
+        return None if self.whole else {name: timestamp(at) if at else None for name, at in bounds.items()}
+
+
+ALL = Window()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +102,7 @@ class SourceAudit:
 
     def to_json(self) -> JsonObject:
         """Give the source's part of ``audit --json``: counts, and every exception listed."""
-        lists = ("pending", "missing", "damaged", "held", "lost", "explained")
+        lists = ("pending", *EXCEPTIONS, "explained")
         return {
             "listed": self.listed,
             "receipts": self.receipts,
@@ -76,85 +115,146 @@ class SourceAudit:
         }
 
 
-def audit(daemon: Daemon, source: str) -> SourceAudit:
-    """Prove that every output which `source` offers is archived, pending, or explained, and that what is kept is as it was."""
+Listing = Callable[[Callable[[Job], None]], None]
+
+
+def audit(daemon: Daemon, source: str, window: Window = ALL) -> SourceAudit:
+    """Prove that every output which `source` offers is archived, pending, or explained, and that what is kept is as it was.
+
+    Lists the vendor out of turn and changes nothing.
+    """
+
+    def listing(seen: Callable[[Job], None]) -> None:
+        since = daemon.ledger.now() - daemon.settings.sources[source].retention - timedelta(days=1)
+        for job in daemon.sources[source].jobs(since):
+            seen(job)
+
+    return _audit(daemon, source, window, listing)
+
+
+def audit_with_poll(daemon: Daemon, source: str, window: Window = ALL) -> SourceAudit:
+    """The same, but the inventory is what the source's next poll lists: no listing out of turn, and what was completed a moment
+    ago is no exception, since that poll tells the ledger of it.
+    """
+
+    def listing(seen: Callable[[Job], None]) -> None:
+        patience = 2 * daemon.settings.sources[source].poll_every + daemon.settings.worker.lease
+        found = discover(daemon, source, patience=patience, seen=seen)
+        if daemon.keeper.stopping:
+            raise StoppedError("the process is stopping")
+        if found is None:
+            raise VendorUnavailableError("it is paused, or is being listed all the time")
+        if found.result != "ok":
+            raise VendorUnavailableError(f"its listing ended as {found.result}: {found.error}")
+
+    return _audit(daemon, source, window, listing)
+
+
+def _audit(daemon: Daemon, source: str, window: Window, listing: Listing) -> SourceAudit:
     found = SourceAudit(source=source)
     try:
-        kept = _check_receipts(daemon, source, found)
-        listed = _check_inventory(daemon, source, kept, found)
-        _check_ledger(daemon, source, kept, listed, found)
+        kept = _check_receipts(daemon, source, window, found)
+        listed = _check_inventory(daemon, listing, window, kept, found)
+        _check_ledger(daemon, source, window, kept | listed, found)
+    except StoppedError:
+        raise
     except LastcallError as exc:
         found.error = str(exc)
     return found
 
 
-def record(daemon: Daemon, found: Mapping[str, SourceAudit]) -> None:
-    """Write the audit's counts to the bucket, so that what was proved and when does not depend on who looked."""
-    counts = {name: {key: value for key, value in row.to_json().items() if key != "exceptions"} for name, row in found.items()}
-    daemon.archive.write_event(
-        "audit", (), {"ok": not any(row.bad for row in found.values()), "sources": counts}, datetime.now(UTC)
-    )
+def _mark(*parts: object) -> bytes:
+    """Stand for something among millions in a few bytes."""
+    return blake2b("\0".join(map(str, parts)).encode(), digest_size=16).digest()
 
 
-def _check_receipts(daemon: Daemon, source: str, found: SourceAudit) -> set[OutputId]:
-    """Compare each object with its receipt; gives the outputs that have one."""
-    objects = {key: (size, etag) for key, size, etag in daemon.archive.inventory(source)}
-    kept: set[OutputId] = set()
-    for output, receipt in _read_receipts(daemon, daemon.archive.receipts(source)):
-        kept.add(output)
+def _check_receipts(daemon: Daemon, source: str, window: Window, found: SourceAudit) -> set[bytes]:
+    """Compare each object with its receipt; gives the marks of the outputs that have one."""
+    objects = {_mark(*entry) for entry in _unless_stopped(daemon, daemon.archive.inventory(source, window.since, window.until))}
+    kept: set[bytes] = set()
+    # A receipt is written after its output was completed, so one that was written earlier is not in the window.
+    written_since = window.since - _CLOCKS_DIFFER if window.since else None
+    for output, receipt in _together(
+        lambda output: _read_receipt(daemon, output), daemon.archive.receipts(source, written_since)
+    ):
+        _stop_if_asked(daemon)
+        kept.add(_mark(output))
+        if receipt is not None and not window.holds(receipt.completed_at):
+            continue
         found.receipts += 1
         if receipt is None:
             found.damaged.append(Finding(output=output, why="its receipt cannot be read any more"))
-            continue
-        stands = objects.get(receipt.key)
-        if stands is None:
-            found.damaged.append(Finding(output=output, why=f"no object at {receipt.key}"))
-        elif stands != (receipt.size, receipt.etag):
-            found.damaged.append(
-                Finding(
-                    output=output,
-                    why=f"the object has {stands[0]:,} bytes, etag {stands[1]}; its receipt says "
-                    f"{receipt.size:,} bytes, etag {receipt.etag}",
-                )
-            )
+        elif _mark(receipt.key, receipt.size, receipt.etag) not in objects and (why := _difference(daemon, receipt)):
+            found.damaged.append(Finding(output=output, why=why, deadline=timestamp(receipt.deadline)))
     return kept
 
 
-def _read_receipts(daemon: Daemon, outputs: Iterable[OutputId]) -> Iterator[tuple[OutputId, Receipt | None]]:
-    def read(output: OutputId) -> tuple[OutputId, Receipt | None]:
-        try:
-            return output, daemon.archive.receipt(output)
-        except HeldError:
-            return output, None
+def _difference(daemon: Daemon, receipt: Receipt) -> str | None:
+    """Say how the object differs from its receipt; None when it does not, since it was archived after the listing."""
+    stands = daemon.archive.stands(receipt.key)
+    if stands is None:
+        return f"no object at {receipt.key}"
+    if stands == (receipt.size, receipt.etag):
+        return None
+    return f"the object has {stands[0]:,} bytes, etag {stands[1]}; its receipt says {receipt.size:,} bytes, etag {receipt.etag}"
 
-    with ThreadPoolExecutor(max_workers=_READERS) as pool:
-        yield from pool.map(read, outputs)
+
+def _read_receipt(daemon: Daemon, output: OutputId) -> tuple[OutputId, Receipt | None]:
+    try:
+        return output, daemon.archive.receipt(output)
+    except HeldError:
+        return output, None
 
 
-def _check_inventory(daemon: Daemon, source: str, kept: set[OutputId], found: SourceAudit) -> set[OutputId]:
-    """Ask the vendor what exists; what has no receipt must have a good reason. Gives what it listed."""
-    listed: set[OutputId] = set()
-    now = daemon.ledger.now()
-    for job in daemon.sources[source].jobs(now - daemon.settings.sources[source].retention - timedelta(days=1)):
-        if job.state is JobState.COMPLETED and not job.outputs:
+def _together(read: Callable[[_T], _U], items: Iterable[_T], readers: int = _READERS) -> Iterator[_U]:
+    """Read many, some at once and never more in memory than a few hundred; in order."""
+    iterator = iter(items)
+    with ThreadPoolExecutor(max_workers=readers) as pool:
+        while batch := list(itertools.islice(iterator, _READ_TOGETHER)):
+            yield from pool.map(read, batch)
+
+
+def _unless_stopped(daemon: Daemon, items: Iterable[_T]) -> Iterator[_T]:
+    for item in items:
+        _stop_if_asked(daemon)
+        yield item
+
+
+def _stop_if_asked(daemon: Daemon) -> None:
+    if daemon.keeper.stopping:
+        raise StoppedError("the process is stopping")
+
+
+def _check_inventory(daemon: Daemon, listing: Listing, window: Window, kept: set[bytes], found: SourceAudit) -> set[bytes]:
+    """Ask the vendor what exists; what has no receipt must have a good reason. Gives the marks of what it listed."""
+    listed: set[bytes] = set()
+    without: list[Output] = []
+
+    def seen(job: Job) -> None:
+        if job.state is JobState.COMPLETED and not job.outputs and (window.whole or window.holds(job.completed_at)):
             found.empty += 1
         for output in job.outputs:
-            if output.id in listed:
+            mark = _mark(output.id)
+            if mark in listed or not window.holds(output.completed_at):
                 continue
-            listed.add(output.id)
+            listed.add(mark)
             found.listed += 1
-            if output.id in kept:
+            if mark in kept:
                 found.archived += 1
             else:
-                _judge(daemon, output, daemon.ledger.record(output.id), found)
+                without.append(output)
+
+    listing(seen)
+    for output in without:
+        _judge(daemon, output, daemon.ledger.record(output.id), found)
     return listed
 
 
-def _check_ledger(daemon: Daemon, source: str, kept: set[OutputId], listed: set[OutputId], found: SourceAudit) -> None:
+def _check_ledger(daemon: Daemon, source: str, window: Window, known: set[bytes], found: SourceAudit) -> None:
     """Judge as well what the vendor lists no more, but the ledger still knows as not archived."""
     for state in (OutputState.OWED, OutputState.CLAIMED, OutputState.HELD, OutputState.LOST):
         for record in daemon.ledger.records(source, state):
-            if record.output.id not in kept and record.output.id not in listed:
+            if _mark(record.output.id) not in known and window.holds(record.output.completed_at):
                 _judge(daemon, record.output, record, found)
 
 
@@ -188,51 +288,85 @@ def _judge(daemon: Daemon, output: Output, record: Record | None, found: SourceA
 
 @dataclass(slots=True, kw_only=True)
 class Verification:
-    """What reading back found: `checked` objects, `damaged` ones."""
+    """What reading back found: `checked` objects of `bytes` together, `damaged` ones; `by_source` has (checked, damaged)."""
 
     checked: int = 0
+    bytes: int = 0
     damaged: list[Finding] = field(default_factory=list)
+    by_source: dict[str, list[int]] = field(default_factory=dict)
+
+    def note(self, output: OutputId, size: int, finding: Finding | None) -> None:
+        """Count one object."""
+        row = self.by_source.setdefault(output.source, [0, 0])
+        self.checked += 1
+        self.bytes += size
+        row[0] += 1
+        if finding:
+            self.damaged.append(finding)
+            row[1] += 1
 
     def to_json(self) -> JsonObject:
         """Give the document of ``verify --json``."""
-        return {"checked": self.checked, "damaged": [finding.to_json() for finding in self.damaged], "ok": not self.damaged}
+        return {
+            "checked": self.checked,
+            "bytes": self.bytes,
+            "damaged": [finding.to_json() for finding in self.damaged],
+            "sources": {name: {"checked": checked, "damaged": damaged} for name, (checked, damaged) in self.by_source.items()},
+            "ok": not self.damaged,
+        }
 
 
-class _NoLease:
-    """Reading back holds nothing, so nothing ends it."""
+class _Reading:
+    """The lease of reading one object back: a stop ends it at once, and so does an S3 that is away for too long."""
+
+    def __init__(self, keeper: Keeper, size: int) -> None:
+        self._keeper = keeper
+        self._end = time.monotonic() + _S3_MAY_BE_AWAY_SECONDS + size / _SLOWEST_READING
 
     def check(self) -> None:
-        return
+        """Return while it may go on."""
+        if self._keeper.stopping:
+            raise StoppedError("the process is stopping")
+        if time.monotonic() > self._end:
+            raise ArchiveUnavailableError("S3 is away, or too slow to read an object back; what was read so far proves nothing")
 
 
 def verify(daemon: Daemon, sources: Iterable[str], sample: int | None) -> Verification:
     """Read objects back and hash them against their receipts: all of them, or `sample` chosen at random."""
-    outputs = [output for source in sources for output in daemon.archive.receipts(source)]
-    if sample is not None and sample < len(outputs):
-        outputs = random.sample(outputs, sample)
+    outputs: Iterable[OutputId] = itertools.chain.from_iterable(daemon.archive.receipts(source) for source in sources)
+    if sample is not None:
+        outputs = _chosen(_unless_stopped(daemon, outputs), sample)
     done = Verification()
-    with ThreadPoolExecutor(max_workers=2) as pool:  # hashing and reading: one core each
-        for finding in pool.map(lambda output: _verify_one(daemon, output), outputs):
-            done.checked += 1
-            if finding:
-                done.damaged.append(finding)
+    # Hashing and reading: one core each.
+    for output, size, finding in _together(lambda output: _verify_one(daemon, output), outputs, readers=2):
+        done.note(output, size, finding)
     return done
 
 
-def _verify_one(daemon: Daemon, output: OutputId) -> Finding | None:
+def _chosen(outputs: Iterable[OutputId], sample: int) -> list[OutputId]:
+    """Choose `sample` at random, each with the same chance, without holding all of them."""
+    chosen: list[OutputId] = []
+    for number, output in enumerate(outputs):
+        if len(chosen) < sample:
+            chosen.append(output)
+        elif (place := random.randrange(number + 1)) < sample:
+            chosen[place] = output
+    return chosen
+
+
+def _verify_one(daemon: Daemon, output: OutputId) -> tuple[OutputId, int, Finding | None]:
+    size = 0
     try:
         receipt = daemon.archive.receipt(output)
         if receipt is None:
-            return Finding(output=output, why="its receipt is gone")
-        size, digests = daemon.archive.read_back(receipt.key, ("sha256",), _NoLease())
+            return output, size, Finding(output=output, why="its receipt is gone")
+        size, digests = daemon.archive.read_back(receipt.key, ("sha256",), _Reading(daemon.keeper, receipt.size))
     except HeldError as exc:
-        return Finding(output=output, why=str(exc))
-    if (size, digests["sha256"]) != (receipt.size, receipt.sha256):
-        return Finding(
-            output=output,
-            why=f"{size:,} bytes, sha256 {digests['sha256']}; its receipt says {receipt.size:,} bytes, sha256 {receipt.sha256}",
-        )
-    return None
+        return output, size, Finding(output=output, why=str(exc))
+    if (size, digests["sha256"]) == (receipt.size, receipt.sha256):
+        return output, size, None
+    why = f"{size:,} bytes, sha256 {digests['sha256']}; its receipt says {receipt.size:,} bytes, sha256 {receipt.sha256}"
+    return output, size, Finding(output=output, why=why)
 
 
 def rebuild(daemon: Daemon) -> list[Discovery]:

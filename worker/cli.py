@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,8 +25,9 @@ from rich.table import Table
 
 from worker import audit as proof
 from worker import discover as listing
-from worker import forecast, logs
+from worker import forecast, logs, proving
 from worker import settings as configuration
+from worker.archive import Entry
 from worker.daemon import Daemon, open_daemon
 from worker.errors import ConfigurationError, LastcallError
 from worker.forecast import Forecast
@@ -523,46 +524,130 @@ def acknowledge(settings: Settings, output: tuple[str, ...], *, lost: bool, sour
 # --- proof -----------------------------------------------------------------------------------------------------------
 
 
+class _Moment(click.ParamType[datetime]):
+    """A date or a time; without a zone it is UTC."""
+
+    name = "TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """Read it."""
+        try:
+            at = datetime.fromisoformat(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is no time; write 2026-03-26 or 2026-03-26T12:00:00Z", param, ctx)
+        return at.replace(tzinfo=at.tzinfo or UTC)
+
+
+class _Span(click.ParamType[timedelta]):
+    """A duration, as in the configuration."""
+
+    name = "DURATION"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        """Read it."""
+        try:
+            return configuration.duration(value)
+        except ValueError as exc:
+            self.fail(f"{value!r}: {exc}", param, ctx)
+
+
 @main.command()
 @click.option("--source", help="Only this source.")
+@click.option("--since", type=_Moment(), help="Only outputs completed from then on.")
+@click.option("--until", type=_Moment(), help="Only outputs completed before then.")
+@click.option("--last", type=_Span(), help="Only outputs completed within that time: 30d, 12h.")
+@click.option("--history", is_flag=True, help="List what earlier audits and verifications found; check that none was changed.")
 @_json_option
 @_config_option
-def audit(settings: Settings, *, source: str | None, as_json: bool) -> None:
+def audit(
+    settings: Settings,
+    *,
+    source: str | None,
+    since: datetime | None,
+    until: datetime | None,
+    last: timedelta | None,
+    history: bool,
+    as_json: bool,
+) -> None:
     """Prove that nothing is missing: vendor − receipts − explained."""
     names = _known_sources(settings, [source] if source else [])
+    if last and (since or until):
+        _usage("--last stands alone; use --since and --until for other windows")
+    if history:
+        _history(settings, as_json=as_json)
     found: dict[str, proof.SourceAudit] = {}
     with _opened(settings) as daemon:
+        window = proof.Window(since=daemon.ledger.now() - last if last else since, until=until)
         for name in names:
             with _err.status(f"auditing {name}"):
-                found[name] = proof.audit(daemon, name)
-        bad = any(row.bad for row in found.values())
-        if as_json:
-            _print_json({"ok": not bad, "sources": {name: row.to_json() for name, row in found.items()}})
-        else:
-            print_audit(found)
-        proof.record(daemon, found)
+                found[name] = proof.audit(daemon, name, window)
+        entry = proving.record_audit(daemon, found, window, by="hand")
+    bad = any(row.bad for row in found.values())
+    if as_json:
+        rows = {name: row.to_json() for name, row in found.items()}
+        _print_json({"ok": not bad, "window": window.to_json(), "sources": rows, "record": entry.number})
+    else:
+        print_audit(found, window)
     sys.exit(BAD_NEWS if bad else 0)
 
 
-_EXCEPTIONS = ("missing", "damaged", "held", "lost")
+def _history(settings: Settings, *, as_json: bool) -> NoReturn:
+    """List the record of audits, and say where it is broken. It needs the bucket alone; the ledger may know its end."""
+    daemon = open_daemon(settings)
+    entries = daemon.archive.proofs.entries()
+    broken = proving.broken(daemon, entries)
+    rows = [_history_row(entry) for entry in entries]
+    if as_json:
+        _print_json({"ok": not broken, "records": rows, "broken": [{"number": number, "why": why} for number, why in broken]})
+    else:
+        table = _table("record", "at", "proof", "by", "sources", "", numbers=("record",))
+        for row in rows:
+            mark = "[green]ok[/]" if row["ok"] else "[red]bad news[/]"
+            table.add_row(
+                *(_plain(row[key] or "") for key in ("number", "at", "proof", "by")), _plain(", ".join(row["sources"])), mark
+            )
+        _out.print(table)
+        for number, why in broken:
+            _out.print(f"[red]record {number}[/]: {_plain(why)}")
+        _out.print("[red]The record is broken.[/]" if broken else f"{len(rows)} record(s), each as it was written.")
+    sys.exit(BAD_NEWS if broken else 0)
 
 
-def print_audit(found: Mapping[str, proof.SourceAudit], console: Console = _out) -> None:
+def _history_row(entry: Entry) -> JsonObject:
+    """Give what one record says, in short; somebody may have written anything into it."""
+    document = entry.document or {}
+    sources = document.get("sources")
+    return {
+        "number": entry.number,
+        "at": timestamp(entry.at) if entry.at else None,
+        "sha256": entry.sha256,
+        **{key: document.get(key) for key in ("proof", "by", "window", "ok")},
+        "sources": {
+            name: {key: value for key, value in row.items() if key != "exceptions"}
+            for name, row in (sources.items() if isinstance(sources, dict) else ())
+            if isinstance(row, dict)
+        },
+    }
+
+
+def print_audit(found: Mapping[str, proof.SourceAudit], window: proof.Window = proof.ALL, console: Console = _out) -> None:
     """Print the audit table: a row per source, then every exception."""
-    numbers = ("listed", "archived", "pending", *_EXCEPTIONS, "explained")
+    numbers = ("listed", "archived", "pending", *proof.EXCEPTIONS, "explained")
     table = _table("source", *numbers, numbers=numbers)
     for name, row in found.items():
         cells = [
-            f"[red]{value}[/]" if key in _EXCEPTIONS and value else str(value)
+            f"[red]{value}[/]" if key in proof.EXCEPTIONS and value else str(value)
             for key in numbers
             for value in [getattr(row, key) if isinstance(getattr(row, key), int) else len(getattr(row, key))]
         ]
         table.add_row(name, *cells)
     console.print(table)
+    if bounds := window.to_json():
+        console.print("only what was completed " + " ".join(f"{name} {at}" for name, at in bounds.items() if at))
     for name, row in found.items():
         if row.error:
             console.print(f"[red]{name}[/] could not be audited: {_plain(row.error)}")
-        for key in _EXCEPTIONS:
+        for key in proof.EXCEPTIONS:
             for finding in getattr(row, key):
                 console.print(f"[red]{key}[/] {finding.output}: {_plain(finding.why)}")
     bad = any(row.bad for row in found.values())
@@ -571,12 +656,17 @@ def print_audit(found: Mapping[str, proof.SourceAudit], console: Console = _out)
 
 @main.command()
 @click.option("--sample", type=click.IntRange(min=1), help="Only so many, chosen at random.")
+@click.option("--source", help="Only this source.")
 @_json_option
 @_config_option
-def verify(settings: Settings, *, sample: int | None, as_json: bool) -> None:
+def verify(settings: Settings, *, sample: int | None, source: str | None, as_json: bool) -> None:
     """Read objects back and hash them against their receipts."""
+    daemon = open_daemon(settings)
+    if source is not None and source not in settings.sources:
+        _usage(f"no source {source!r}; there are: {', '.join(settings.sources) or 'none'}")
     with _err.status("reading back"):
-        done = proof.verify(open_daemon(settings), settings.sources, sample)
+        done = proof.verify(daemon, [source] if source else settings.sources, sample)
+    proving.record_verification(daemon, done, by="hand")
     if as_json:
         _print_json(done.to_json())
     else:

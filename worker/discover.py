@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ _LONG_RUNNING = timedelta(days=1)
 _LOOKS_PER_AGE = 10  # a watched job of an hour is asked for every six minutes, one of a day every 2.4 hours
 _SHORTEST_LOOK = timedelta(minutes=1)
 _LONGEST_LOOK = timedelta(hours=6)
+_LOOKS_FOR_TURN_SECONDS = 0.2
 _BATCH = 100  # jobs whose outputs are looked up in the ledger together
 
 
@@ -61,9 +63,17 @@ class Discovery:
         return f"{self.source}: {jobs} listed, {self.running} running, {self.owed} newly owed{adopted}"
 
 
-def discover(daemon: Daemon, source: str, *, by_hand: bool = False) -> Discovery | None:
+def discover(
+    daemon: Daemon,
+    source: str,
+    *,
+    by_hand: bool = False,
+    patience: timedelta = timedelta(0),
+    seen: Callable[[Job], None] = lambda _: None,
+) -> Discovery | None:
     """List `source` and write what is owed into the ledger. None when it is not its turn, or paused (save `by_hand`).
 
+    `patience`: how long to wait for its turn. `seen` is told each job as it is listed, before the ledger knows of it.
     Vendor trouble is a result, not an exception; only `LedgerUnavailableError` is raised.
     """
     if by_hand:
@@ -71,14 +81,15 @@ def discover(daemon: Daemon, source: str, *, by_hand: bool = False) -> Discovery
         daemon.ledger.resume(None)
     elif not may_call(daemon, source):
         return None
-    turn = _take_turn(daemon, source, by_hand=by_hand)
+    turn = _take_turn(daemon, source, by_hand=by_hand, patience=patience)
     if turn is None:
         return None
     found = Discovery(source)
     try:
-        with daemon.keeper.listing(turn):
+        with daemon.keeper.keeping(turn):
             _read_back(daemon, source)
-            _list(daemon, source, found, lambda seconds_ago: daemon.ledger.stamp_poll_turn(turn, seconds_ago), by_hand=by_hand)
+            jobs = _stamped(_window(daemon, source), lambda seconds_ago: daemon.ledger.stamp_poll_turn(turn, seconds_ago))
+            _list(daemon, source, found, _told(jobs, seen), by_hand=by_hand)
         daemon.ledger.resume(source)
     except LedgerUnavailableError:
         raise
@@ -105,15 +116,15 @@ def _read_back(daemon: Daemon, source: str) -> None:
         log.warning("the bucket is away; what it knows is read back later", source=source, error=str(exc))
 
 
-def _take_turn(daemon: Daemon, source: str, *, by_hand: bool) -> PollTurn | None:
+def _take_turn(daemon: Daemon, source: str, *, by_hand: bool, patience: timedelta) -> PollTurn | None:
     """Take the turn to list. By hand it is waited for: a listing that goes on may have passed what the person looks for."""
     every = daemon.settings.sources[source].poll_every
-    for _ in range(int(daemon.ledger.lease_seconds * 5) if by_hand else 1):
+    end = time.monotonic() + (daemon.ledger.lease_seconds if by_hand else patience.total_seconds())
+    while True:
         if turn := daemon.ledger.take_poll_turn(source, every, by_hand=by_hand):
             return turn
-        if by_hand and daemon.keeper.wait(0.2):
-            break
-    return None
+        if time.monotonic() >= end or daemon.keeper.wait(_LOOKS_FOR_TURN_SECONDS):
+            return None
 
 
 def may_call(daemon: Daemon, source: str) -> bool:
@@ -146,13 +157,17 @@ def _result(exc: LastcallError) -> str:
     return next((word for kind, word in _RESULTS.items() if isinstance(exc, kind)), "unavailable")
 
 
-def _list(daemon: Daemon, source: str, found: Discovery, stamp: Callable[[float], None], *, by_hand: bool) -> None:
-    settings = daemon.settings.sources[source]
+def _window(daemon: Daemon, source: str) -> Iterator[Job]:
+    """Ask the vendor for all whose files can still be there."""
+    since = daemon.ledger.now() - daemon.settings.sources[source].retention - timedelta(days=1)
+    return daemon.sources[source].jobs(since)
+
+
+def _list(daemon: Daemon, source: str, found: Discovery, listed: Iterator[Job], *, by_hand: bool) -> None:
     began = daemon.ledger.now()
     epoch, _ = daemon.ledger.epoch()
     first = daemon.ledger.is_first_pass(source)
     running: set[str] = set()
-    listed = _stamped(daemon.sources[source].jobs(began - settings.retention - timedelta(days=1)), stamp)
     for batch in _batches(itertools.chain(listed, _watched(daemon, source, by_hand=by_hand))):
         if daemon.keeper.stopping:
             raise StoppedError("the process is stopping; the next poll lists again")
@@ -190,6 +205,12 @@ def _stamped(jobs: Iterator[Job], stamp: Callable[[float], None]) -> Iterator[Jo
     for number, job in enumerate(jobs):
         if number == 0:
             stamp(0)
+        yield job
+
+
+def _told(jobs: Iterator[Job], seen: Callable[[Job], None]) -> Iterator[Job]:
+    for job in jobs:
+        seen(job)
         yield job
 
 

@@ -11,7 +11,7 @@ from datetime import timedelta
 import structlog
 
 from worker.errors import LeaseLostError, LedgerUnavailableError, StoppedError
-from worker.ledger import Claim, Ledger, PollTurn
+from worker.ledger import Claim, Ledger, Turn
 
 log = structlog.get_logger()
 
@@ -49,7 +49,7 @@ class Held:
 
 
 class Keeper:
-    """Prolongs leases and poll turns every third of a lease, from its own thread.
+    """Prolongs leases and turns every third of a lease, from its own thread.
 
     `stop` is set when the process is asked to stop; transfers may go on for `grace` after that, then `Held.check` ends them.
     """
@@ -62,7 +62,7 @@ class Keeper:
         self._grace_seconds = grace.total_seconds()
         self._stopping_since: float | None = None
         self._held: set[Held] = set()
-        self._turns: set[PollTurn] = set()
+        self._turns: set[Turn] = set()
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -127,8 +127,8 @@ class Keeper:
                 self._held.discard(held)
 
     @contextlib.contextmanager
-    def listing(self, turn: PollTurn) -> Iterator[None]:
-        """Keep the turn to list a source alive inside the block."""
+    def keeping(self, turn: Turn) -> Iterator[None]:
+        """Keep a turn alive inside the block."""
         with self._lock:
             self._turns.add(turn)
         try:
@@ -161,6 +161,6 @@ class Keeper:
                 if held:
                     self.renew(held)
                 for turn in turns:
-                    self._ledger.keep_poll_turn(turn)
+                    self._ledger.keep_turn(turn)
             except LedgerUnavailableError as exc:
                 log.warning("ledger unreachable; what is held goes on", error=str(exc), held=len(held))

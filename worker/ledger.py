@@ -15,7 +15,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from importlib import resources
@@ -569,7 +569,7 @@ class Ledger:
         """Take the turn to list `source`, or None: listed less than `every` ago (save `by_hand`), or being listed."""
         token = secrets.token_hex(8)
         taken = self._run("poll_turn", source, token, int(self.lease_seconds * 1000), _interval_ms(every), int(by_hand))
-        return PollTurn(source=source, token=token, every=every) if taken else None
+        return PollTurn(name=f"polling:{source}", token=token, source=source, every=every) if taken else None
 
     def stamp_poll_turn(self, turn: PollTurn, seconds_ago: float) -> None:
         """The first request of the listing went out `seconds_ago`: the interval counts from there."""
@@ -577,13 +577,13 @@ class Ledger:
         with _edge():
             self._redis.set(f"{PREFIX}polled:{turn.source}", turn.token, px=left)
 
-    def keep_poll_turn(self, turn: PollTurn) -> None:
-        """Say that the listing goes on. Changes nothing once the turn has ended, or is somebody else's."""
-        self._run("keep", f"polling:{turn.source}", turn.token, int(self.lease_seconds * 1000))
+    def keep_turn(self, turn: Turn) -> None:
+        """Say that what the turn is for goes on. Changes nothing once the turn has ended, or is somebody else's."""
+        self._run("keep", turn.name, turn.token, int(self.lease_seconds * 1000))
 
     def end_poll_turn(self, turn: PollTurn, result: str, detail: JsonObject) -> None:
         """The listing ended. `result`: ``ok`` or one word for the metric; `detail` goes to ``status``."""
-        self._run("drop", f"polling:{turn.source}", turn.token)
+        self.end_turn(turn)
         with _edge(), self._redis.pipeline() as pipe:
             pipe.hset(
                 f"{PREFIX}poll:{turn.source}",
@@ -620,6 +620,64 @@ class Ledger:
             if began:
                 self._redis.hset(name, mapping=dict.fromkeys(began, _seconds(now)))
         return {job: since.get(job, now) for job in jobs}
+
+    # --- proofs ------------------------------------------------------------------------------------------------------
+
+    def take_turn(self, name: str) -> Turn | None:
+        """Take the turn `name`, or None: another worker has it."""
+        turn = Turn(name=name, token=secrets.token_hex(8))
+        return turn if self._run("take", turn.name, turn.token, int(self.lease_seconds * 1000)) else None
+
+    def end_turn(self, turn: Turn) -> None:
+        """Give the turn back, unless it ended by itself and is somebody else's now."""
+        self._run("drop", turn.name, turn.token)
+
+    def turn_free(self, name: str) -> bool:
+        """Whether `take_turn` would give it now."""
+        with _edge():
+            return not self._redis.exists(PREFIX + name)
+
+    def proofs(self, names: Iterable[str]) -> dict[str, ProofState]:
+        """What is known of each of these proofs, in one round trip."""
+        wanted = list(names)
+        with _edge(), self._redis.pipeline(transaction=False) as pipe:
+            for name in wanted:
+                pipe.hgetall(f"{PREFIX}proof:{name}")
+            found = pipe.execute()
+        return {name: _proof_state(fields) for name, fields in zip(wanted, found, strict=True)}
+
+    def note_proof(self, name: str, state: ProofState) -> None:
+        """Remember how a proof stands; what `state` does not set stays as it was."""
+        fields: dict[str, str] = {key: _seconds(at) for key in ("at", "since", "tried") if (at := getattr(state, key))}
+        fields["error"] = state.error
+        if state.at:
+            fields["counts"] = json.dumps(dict(state.counts))
+        with _edge():
+            self._redis.hset(f"{PREFIX}proof:{name}", mapping=fields)
+
+    def untold(self, name: str, findings: Iterable[str]) -> list[str]:
+        """Give those of `findings` that were not among the last ones of this name."""
+        told, found = f"{PREFIX}proof-told:{name}", list(dict.fromkeys(findings))
+        with _edge():
+            before = {finding.decode() for finding in self._redis.smembers(told)}
+            with self._redis.pipeline() as pipe:
+                for batch in _batches(before.difference(found)):
+                    pipe.srem(told, *batch)
+                for batch in _batches(found):
+                    pipe.sadd(told, *batch)
+                pipe.execute()
+        return [finding for finding in found if finding not in before]
+
+    def note_last_proof(self, number: int, sha256: str) -> None:
+        """Remember the end of the record of proofs, which the record itself cannot prove."""
+        with _edge():
+            self._redis.hset(f"{PREFIX}proofs", mapping={"number": number, "sha256": sha256})
+
+    def last_proof(self) -> tuple[int, str] | None:
+        """Number and hash of the last record that was written."""
+        with _edge():
+            number, sha256 = self._redis.hmget(f"{PREFIX}proofs", "number", "sha256")
+        return (int(number), sha256.decode()) if number and sha256 else None
 
     # --- pauses ------------------------------------------------------------------------------------------------------
 
@@ -867,12 +925,43 @@ class Ledger:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PollTurn:
+class Turn:
+    """The turn to do something that one worker does at a time; kept alive while it goes on (`Keeper.keeping`)."""
+
+    name: str
+    token: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PollTurn(Turn):
     """The turn to list one source."""
 
     source: str
-    token: str
     every: timedelta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProofState:
+    """What the ledger knows of one kind of scheduled proof. `counts`: what its last success found, by name.
+
+    `since`: when its period began to count where none has succeeded yet. `error`: why the last try failed, if it did.
+    """
+
+    at: datetime | None = None
+    since: datetime | None = None
+    tried: datetime | None = None
+    error: str = ""
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+def _proof_state(fields: Mapping[bytes, bytes]) -> ProofState:
+    return ProofState(
+        at=_instant(fields.get(b"at")),
+        since=_instant(fields.get(b"since")),
+        tried=_instant(fields.get(b"tried")),
+        error=fields.get(b"error", b"").decode(),
+        counts=json.loads(fields.get(b"counts", b"{}")),
+    )
 
 
 def _interval_ms(every: timedelta) -> int:

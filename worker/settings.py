@@ -47,7 +47,7 @@ _LABELS = re.compile(r"(?!-)[\w-]{1,63}(?<!-)(\.(?!-)[\w-]{1,63}(?<!-))*\.?")
 _SENTINELS = re.compile(rf"sentinel://([^@/]*@)?{_HOST}(:\d+)?(,{_HOST}(:\d+)?)*/[^/?#]+(/\d+)?")
 
 
-def _duration(value: object) -> object:
+def duration(value: object) -> timedelta:
     """Read ``"90s" "15m" "24h" "7d"``. Numbers without a unit are refused: nobody remembers which unit they had."""
     if isinstance(value, timedelta):
         return value
@@ -67,6 +67,12 @@ def _at_least(limit: timedelta) -> Callable[[timedelta], timedelta]:
         return value
 
     return check
+
+
+def _interval(value: timedelta) -> timedelta:
+    if timedelta(0) < value < timedelta(seconds=1):
+        raise ValueError("must be 0s, which is never, or at least 1s")
+    return value
 
 
 def _size(value: object) -> object:
@@ -195,8 +201,9 @@ def _existing_file(value: Path) -> Path:
     return value
 
 
-Duration: TypeAlias = Annotated[timedelta, BeforeValidator(_duration)]
+Duration: TypeAlias = Annotated[timedelta, BeforeValidator(duration)]
 PositiveDuration: TypeAlias = Annotated[Duration, AfterValidator(_at_least(timedelta(milliseconds=1)))]
+Interval: TypeAlias = Annotated[Duration, AfterValidator(_interval)]
 Size: TypeAlias = Annotated[ByteSize, BeforeValidator(_size)]
 BaseUrl: TypeAlias = Annotated[str, AfterValidator(_url)]
 ProxyUrl: TypeAlias = Annotated[BaseUrl, AfterValidator(_proxy)]
@@ -395,6 +402,15 @@ class AlertSettings(_Table):
     heartbeat_url: Annotated[Secret, AfterValidator(_literal_heartbeat_url)] | None = None
 
 
+class AuditSettings(_Table):
+    """``[audit]``: how often workers prove by themselves that nothing is missing and all is as it was. 0s is never."""
+
+    every: Interval = timedelta(hours=24)
+    window: PositiveDuration | None = None
+    verify_every: Interval = timedelta(0)
+    verify_sample: Count = Field(default=100, ge=0)
+
+
 class _SourceTable(_Table):
     """Keys that every source has."""
 
@@ -532,6 +548,7 @@ class Settings(_Table):
     web: WebSettings = WebSettings()
     flower: FlowerSettings = FlowerSettings()
     alerts: AlertSettings = AlertSettings()
+    audit: AuditSettings = AuditSettings()
     sources: dict[SourceName, Annotated[SourceSettings, Field(discriminator="vendor")]] = Field(default_factory=dict)
 
     @model_validator(mode="after")

@@ -162,8 +162,6 @@ def test_newest_event_of_each_identity_wins(world):
         "job_id": "7",
         "at": "2026-03-26T12:55:40.123456Z",
     }
-    archive.write_event("audit", (), {"missing": 0}, NOW)
-    assert [event.document["missing"] for event in archive.events("audit", "")] == [0]
 
 
 def test_spent_downloads_are_numbered_without_gaps_or_doubles(world):

@@ -154,6 +154,6 @@ def test_an_audit_is_written_down_and_counted_downloads_are_spread(world):
     drain(daemon)
     world.assert_archived_once()
     assert world.json("audit")["ok"]
-    (event,) = daemon.archive.events("audit", "")
-    assert event.document["ok"]
-    assert event.document["sources"]["api2convert"]["archived"] == 1
+    (entry,) = daemon.archive.proofs.entries()
+    assert entry.document["ok"]
+    assert entry.document["sources"]["api2convert"]["archived"] == 1

@@ -1,7 +1,7 @@
 """S3, the only truth about what is kept: create-only objects, proved before they are visible; receipts; events.
 
 Reading order: `keys` (what stands where), `s3` (one exchange, and what each answer means), `stored` (how an object is marked
-and read back), `upload` (how it gets there), with `spool` and `senders` beneath.
+and read back), `upload` (how it gets there), with `spool` and `senders` beneath; `chain` (the record of audits).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import structlog
 
+from worker.archive.chain import Chain, Entry, breaks
 from worker.archive.keys import Layout, stamp
 from worker.archive.s3 import Bucket, StandsError, VanishedError
 from worker.archive.senders import Senders
@@ -29,7 +30,7 @@ from worker.errors import ArchiveRefusedError, ArchiveUnavailableError, HeldErro
 from worker.model import JsonObject, Lease, Output, OutputId, Receipt
 from worker.settings import ArchiveSettings
 
-__all__ = ["Archive", "Event", "StoredObject", "Upload"]
+__all__ = ["Archive", "Chain", "Entry", "Event", "StoredObject", "Upload", "breaks"]
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -43,7 +44,7 @@ class Event:
     """A create-only event under ``_state/{kind}/``: what Redis must not be the only one to know."""
 
     kind: str
-    identity: tuple[str, ...]  # (source, job id) or (source, job id, output id); () for audit, check, epoch
+    identity: tuple[str, ...]  # (source, job id) or (source, job id, output id); () for epoch
     at: datetime
     document: JsonObject
 
@@ -60,6 +61,7 @@ class Archive:
         self._layout = Layout(settings.prefix)
         self._spool = Spool(spool_bytes)
         self._senders = Senders()
+        self.proofs = Chain(self._bucket, self._layout.events("audit"), self._put)  # what audits and verifications found
 
     # --- objects -----------------------------------------------------------------------------------------------------
 
@@ -73,10 +75,20 @@ class Archive:
         answers = ((key, self._bucket.head(key)) for key in keys)
         return [stored_object(key, answer, output.id) for key, answer in answers if answer is not None]
 
-    def inventory(self, source: str) -> Iterator[tuple[str, int, str]]:
-        """List (key, size, etag) of every object of `source`."""
-        for entry in self._bucket.keys(self._layout.source(source)):
+    def inventory(
+        self, source: str, since: datetime | None = None, until: datetime | None = None
+    ) -> Iterator[tuple[str, int, str]]:
+        """List (key, size, etag) of every object of `source`, or of those completed on the days from `since` to `until`."""
+        first, last = self._layout.days(source, since, until)
+        for entry in self._bucket.keys(self._layout.source(source), after=first):
+            if last and entry["Key"] > last:
+                return
             yield entry["Key"], entry["Size"], entry["ETag"].strip('"')
+
+    def stands(self, key: str) -> tuple[int, str] | None:
+        """Give (size, etag) of the object at `key`, None when there is none."""
+        answer = self._bucket.head(key)
+        return None if answer is None else (answer["ContentLength"], answer["ETag"].strip('"'))
 
     def read_back(self, key: str, algorithms: tuple[str, ...], lease: Lease) -> tuple[int, dict[str, str]]:
         """Read an object whole: its size and its hex digests by algorithm. Raises `HeldError` when it does not exist."""
@@ -150,9 +162,11 @@ class Archive:
             raise ArchiveUnavailableError(f"{receipt.id}: a receipt that stood in the way is gone again")
         return standing
 
-    def receipts(self, source: str) -> Iterator[OutputId]:
-        """List the outputs of `source` that have a receipt."""
+    def receipts(self, source: str, written_since: datetime | None = None) -> Iterator[OutputId]:
+        """List the outputs of `source` that have a receipt; only those that the bucket says were written since then."""
         for entry in self._bucket.keys(self._layout.receipts(source)):
+            if written_since and entry["LastModified"] < written_since:
+                continue
             if output := self._layout.receipt_of(entry["Key"], source):
                 yield output
 
@@ -183,6 +197,10 @@ class Archive:
                 raise HeldError(f"{'/'.join(identity)}: its newest {kind} event cannot be read") from exc
 
         return [event for event in _at_once(read, newest.items()) if event is not None]
+
+    def record_proof(self, document: JsonObject, at: datetime) -> Entry:
+        """Append what an audit or a verification found to the chain under ``_state/audit/``."""
+        return self.proofs.append(_event_document("audit", (), document, at))
 
     def spend(self, output: OutputId, used: int, at: datetime) -> int:
         """Write the ``spent`` event of the next counted download, numbered past `used` and past every event that stands.
@@ -246,7 +264,7 @@ class Archive:
 
     def _create(self, key: str, document: JsonObject) -> bool:
         """Write one JSON document, create-only. False when another one stands there; our own, from a lost answer, is ours."""
-        body = json.dumps(document, indent=1).encode()
+        body = json.dumps(document).encode() + b"\n"  # one line, since Athena's and Hive's readers know no other JSON
         return self._put(key, body) or self._bucket.get(key) == body
 
     def _put(self, key: str, body: bytes) -> bool:

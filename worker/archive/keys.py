@@ -28,6 +28,11 @@ class Layout:
         """Prefix of every object of `source`."""
         return f"{self.root}{source}/"
 
+    def days(self, source: str, since: datetime | None, until: datetime | None) -> tuple[str | None, str | None]:
+        """Bounds of the keys of `source` whose day is in between: all of them come behind the first, none behind the last."""
+        first, last = (f"{self.source(source)}{at.astimezone(UTC):%Y/%m/%d}" if at else None for at in (since, until))
+        return first, f"{last}/\U0010ffff" if last else None
+
     def folder(self, output: Output) -> str:
         """Prefix of what stands for `output`."""
         day = output.completed_at.astimezone(UTC).strftime("%Y/%m/%d")

@@ -296,9 +296,9 @@ class Bucket:
                 if page.get(received):
                     params[sent] = page[received]
 
-    def keys(self, prefix: str) -> Iterator[JsonObject]:
-        """List the objects under `prefix`, in the order of their keys."""
-        for page in self.pages("list_objects_v2", Prefix=prefix):
+    def keys(self, prefix: str, after: str | None = None) -> Iterator[JsonObject]:
+        """List the objects under `prefix`, in the order of their keys; those behind the key `after`, where one is given."""
+        for page in self.pages("list_objects_v2", Prefix=prefix, **({"StartAfter": after} if after else {})):
             yield from page.get("Contents", ())
 
     def presign(self, key: str, seconds: int) -> str:

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from worker import forecast
 from worker.forecast import Forecast
-from worker.ledger import Ledger, SourceStatus
+from worker.ledger import Ledger, ProofState, SourceStatus
 from worker.model import OutputState
 from worker.settings import Settings
 
@@ -49,8 +49,11 @@ class _LedgerCollector(Collector):
         counters = self._ledger.counters()
         workers, beat_at = self._ledger.workers(), self._ledger.beat_at()
         outlook = forecast.read(self._ledger, self._settings, rows)
+        proofs = self._ledger.proofs(["verify", *(f"audit:{source}" for source in self._sources)])
+        last_proof = self._ledger.last_proof()
         yield from _state_of_sources(rows, now)
         yield from _forecast(outlook)
+        yield from _proofs(proofs, last_proof)
         yield from self._counted(counters)
         yield self._latency(counters)
         yield GaugeMetricFamily("lastcall_workers", "Worker processes that are alive.", value=len(workers))
@@ -133,6 +136,36 @@ def _forecast(outlook: Forecast) -> Iterator[Metric]:
     if outlook.more_workers is not None:
         needed.add_metric([], outlook.more_workers)
     yield needed
+
+
+def _proofs(states: dict[str, ProofState], last: tuple[int, str] | None) -> Iterator[Metric]:
+    """What no audit has counted yet has no sample, so that nobody takes it for a zero."""
+    audited = GaugeMetricFamily(
+        "lastcall_last_audit_timestamp_seconds", "When an audit of the source last succeeded; 0 is never.", labels=["source"]
+    )
+    found = {
+        kind: GaugeMetricFamily(f"lastcall_audit_{kind}", f"Outputs that the last audit found {kind}.", labels=["source"])
+        for kind in ("missing", "damaged")
+    }
+    for name, state in states.items():
+        if source := name.removeprefix("audit:") if name.startswith("audit:") else "":
+            audited.add_metric([source], _epoch_seconds(state.at))
+            for kind, metric in found.items():
+                if state.at:
+                    metric.add_metric([source], state.counts.get(kind, 0))
+    yield from (audited, *found.values())
+    verified = states["verify"]
+    yield GaugeMetricFamily(
+        "lastcall_last_verify_timestamp_seconds", "When objects were last read back; 0 is never.", _epoch_seconds(verified.at)
+    )
+    damaged = GaugeMetricFamily("lastcall_verify_damaged", "Objects that the last verification found damaged.")
+    if verified.at:
+        damaged.add_metric([], verified.counts.get("damaged", 0))
+    yield damaged
+    records = GaugeMetricFamily("lastcall_audit_records", "Number of the last record under _state/audit/. It never falls.")
+    if last:
+        records.add_metric([], last[0])
+    yield records
 
 
 def _epoch_seconds(at: datetime | None) -> float:
