@@ -22,7 +22,8 @@ from celery.worker import consumer
 from celery.worker.state import maybe_shutdown
 from kombu import Connection, Exchange, Queue
 from kombu.exceptions import OperationalError
-from kombu.transport.redis import Channel as RedisChannel
+from kombu.transport import redis as redis_transport
+from kombu.transport.virtual import Message
 
 from worker import alerts, logs, proving
 from worker import settings as configuration
@@ -135,6 +136,20 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]
         self.first_connection_attempt = False
         return conn
 
+    def create_task_handler(self, *arguments: Any) -> Any:
+        """Give what takes each message. One that Celery cannot make sense of is dropped; it would end the worker."""
+        handle = super().create_task_handler(*arguments)
+
+        def take(message: Any) -> None:
+            try:
+                handle(message)
+            except _SENSELESS as exc:
+                log.warning("a message makes no sense; it is dropped", error=type(exc).__name__)
+                if not message.acknowledged:
+                    message.reject_log_error(log, self.connection_errors)  # or it would keep a place among those in hand
+
+        return take
+
 
 class _Process:
     """What this process holds; a worker has a daemon, beat has a ledger to stamp."""
@@ -160,7 +175,31 @@ def _settings() -> Settings:
 
 # A closing channel would put the wake-ups that nobody began back into a Redis that is away, and fail: an "unrecoverable error",
 # with which the worker ends. The next tick sends what is missing.
-RedisChannel.do_restore = False
+redis_transport.Channel.do_restore = False
+
+_SENSELESS = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
+_loads = redis_transport.loads
+
+
+def _read_message(text: str) -> Any:
+    """Read what stands in a queue. What is no message is read as an empty one, which Celery drops; it would end the worker."""
+    try:
+        document = _loads(text)
+        hash(Message(document, channel=_Bodies).delivery_tag)
+    except _SENSELESS as exc:
+        log.warning("what stood in a queue is no message; it is dropped", error=type(exc).__name__)
+        return {"properties": {"delivery_tag": secrets.token_hex(8)}}
+    return document
+
+
+class _Bodies:
+    """What a message needs of a channel to be read."""
+
+    codecs = redis_transport.Channel.codecs
+    decode_body: Any = classmethod(redis_transport.Channel.decode_body)
+
+
+redis_transport.loads = _read_message
 
 
 class DefectError(Exception):

@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from hashlib import blake2b
@@ -260,9 +261,10 @@ def _check_ledger(daemon: Daemon, source: str, window: Window, known: set[bytes]
 
 def _judge(daemon: Daemon, output: Output, record: Record | None, found: SourceAudit) -> None:
     """Say what an output without a receipt is (CONTRACT section 4)."""
-    if daemon.archive.receipt(output.id):
-        found.archived += 1  # archived since the receipts were listed
-        return
+    with suppress(HeldError):  # ids of which no key can be made have no receipt
+        if daemon.archive.receipt(output.id):
+            found.archived += 1  # archived since the receipts were listed
+            return
 
     def finding(why: str) -> Finding:
         return Finding(output=output.id, why=why, deadline=timestamp(output.deadline))

@@ -465,9 +465,11 @@ class _WholeLines:
 
 class _Response(http.client.HTTPResponse):
     """An answer whose end is proved. http.client takes ``0`` without a line's end for the last chunk, though it may be the
-    start of ``0001000``; and it leaves bytes beyond Content-Length unseen, though they mean that the length is wrong.
+    start of ``0001000``; it leaves bytes beyond Content-Length unseen, though they mean that the length is wrong; and it reads
+    trailers without end.
     """
 
+    _MOST_TRAILERS = 100
     _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\n]*)?\r?\n")
     _CLOSE_SECONDS = 0.5
 
@@ -517,6 +519,13 @@ class _Response(http.client.HTTPResponse):
         if match is None:
             raise ValueError("not a chunk size")
         return int(match[1], 16)
+
+    def _read_and_discard_trailer(self) -> None:
+        """Read what follows the last chunk; http.client would go on for as long as lines come."""
+        for _ in range(self._MOST_TRAILERS):
+            if self.fp.readline(65536) in {b"\r\n", b"\n", b""}:
+                return
+        raise http.client.HTTPException("trailers without end")
 
 
 class _Guarded(HTTPConnection):

@@ -281,13 +281,14 @@ def _note_jobs(daemon: Daemon, source: str, jobs: list[Job], found: Discovery, *
         receipts, recheck = {}, True  # owed all the same, so that people see it; a worker looks for the receipt first
     owed = []
     for output in outputs:
-        if receipt := receipts.get(output.id):
+        receipt = receipts.get(output.id)
+        if isinstance(receipt, Receipt):
             found.adopted += daemon.ledger.adopt(output, receipt.key)
         elif states[output.id] is not OutputState.ARCHIVED:
-            owed.append(output)
-    # What the ledger knew a moment ago and does not know any more was forgotten with the ledger: it may be archived.
-    before = daemon.ledger.owe_all((output, recheck or states[output.id] is not None) for output in owed)
-    for output, state in zip(owed, before, strict=True):
+            # What the ledger knew a moment ago and does not know any more was forgotten with the ledger: it may be archived.
+            owed.append((output, recheck or states[output.id] is not None or isinstance(receipt, HeldError)))
+    before = daemon.ledger.owe_all(owed)
+    for (output, _), state in zip(owed, before, strict=True):
         if state in {"", "empty"}:
             found.owed += 1
             log.info("discovered", output=str(output.id), deadline=timestamp(output.deadline))
@@ -306,13 +307,24 @@ def _note_empty(daemon: Daemon, source: str, jobs: list[Job]) -> None:
             daemon.ledger.note_empty(output)
 
 
-def _receipts(daemon: Daemon, outputs: list[Output]) -> Iterable[Receipt | None]:
-    """Read the receipts of outputs that the ledger does not know; several at once, since a ledger made anew knows none."""
+def _receipts(daemon: Daemon, outputs: list[Output]) -> Iterable[Receipt | HeldError | None]:
+    """Read the receipts of outputs that the ledger does not know; several at once, since a ledger made anew knows none.
+
+    A receipt that cannot be read, or cannot be, is given as its error: it is for the worker that gets this output, and keeps no
+    other one from being listed.
+    """
     if not outputs:
         return []
+
+    def read(output: Output) -> Receipt | HeldError | None:
+        try:
+            return daemon.archive.receipt(output.id)
+        except HeldError as exc:
+            return exc
+
     with ThreadPoolExecutor(max_workers=min(8, len(outputs))) as pool:
         try:
-            return list(pool.map(daemon.archive.receipt, [output.id for output in outputs]))
+            return list(pool.map(read, outputs))
         except LastcallError:
             pool.shutdown(cancel_futures=True)  # the others would meet the same trouble
             raise

@@ -97,7 +97,6 @@ class Output:
     `filename`: what the listing calls the file, or None when only the download tells.
     `job`: the vendor's own document of the job, with secrets and links removed; it goes into the receipt.
     `gone`: the reason when the listing itself says that the bytes are gone (``expired``, ``deleted``); else None.
-    `held`: the reason when the listing itself says that a person is needed (overused); else None.
     """
 
     id: OutputId
@@ -110,7 +109,6 @@ class Output:
     downloads: int = 0
     job: JsonObject = field(default_factory=dict)
     gone: str | None = None
-    held: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +153,9 @@ class Link:
     filename: str | None = None
     fallback_filename: str | None = None
     downloads: int | None = None
+
+
+_TEXTS = ("source", "job_id", "output_id", "vendor", "filename", "key", "bucket", "etag", "content_type", "sha256", "wrapping")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,6 +215,8 @@ class Receipt:
         try:
             if document["schema"] != 1:
                 raise ValueError(f"receipt schema {document['schema']!r} is newer than this version of lastcall")
+            if wrong := [name for name in _TEXTS if not isinstance(document[name], str)]:
+                raise ValueError(f"not a receipt: {', '.join(wrong)} should be text")
             return cls(
                 id=OutputId(document["source"], document["job_id"], document["output_id"]),
                 vendor=document["vendor"],
@@ -235,7 +238,7 @@ class Receipt:
                 downloads=int(document["downloads"]),
                 job=document["job"],
             )
-        except (KeyError, TypeError) as exc:
+        except (KeyError, TypeError, OverflowError) as exc:
             raise ValueError(f"not a receipt: {exc!r}") from exc
 
 

@@ -11,6 +11,7 @@ from datetime import timedelta
 import structlog
 
 from worker.daemon import Daemon
+from worker.errors import HeldError
 from worker.model import JsonObject, Output, OutputId, OutputState, parse_timestamp, timestamp
 
 log = structlog.get_logger()
@@ -49,12 +50,17 @@ def recover(daemon: Daemon, source: str) -> None:
 def _recover_losses(daemon: Daemon, source: str) -> None:
     explained = {event.identity: event for event in daemon.archive.events("acknowledged", source)}
     for event in daemon.archive.events("lost", source):
-        output = output_of_loss(event.document)
-        if daemon.archive.receipt(output.id):
-            continue  # the vendor offered it again, and it was archived
+        try:
+            output, lost = output_of_loss(event.document), str(event.document["reason"])
+            if daemon.archive.receipt(output.id):
+                continue  # the vendor offered it again, and it was archived
+        except (HeldError, KeyError, TypeError, ValueError) as exc:
+            # One document that somebody changed must not keep the source from being listed; what it was about is asked for.
+            log.warning("loss cannot be read back; look at its event and its receipt", identity=event.identity, error=str(exc))
+            continue
         acknowledged = explained.get(event.identity)
         reason = acknowledged.document.get("reason") if acknowledged and acknowledged.at >= event.at else None
-        daemon.ledger.known_lost(output, event.document["reason"], reason)
+        daemon.ledger.known_lost(output, lost, str(reason) if reason else None)
 
 
 def _recover_watches(daemon: Daemon, source: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from datetime import timedelta
 
@@ -9,6 +10,7 @@ from worker.collect import collect
 from worker.demo.api2convert import OutputFile
 from worker.demo.server import Content, Fault
 from worker.discover import discover, watch
+from worker.model import OutputState
 
 
 def drain(daemon, most: int = 200) -> list[str]:
@@ -157,3 +159,34 @@ def test_an_audit_is_written_down_and_counted_downloads_are_spread(world):
     (entry,) = daemon.archive.proofs.entries()
     assert entry.document["ok"]
     assert entry.document["sources"]["api2convert"]["archived"] == 1
+
+
+def test_a_receipt_that_somebody_spoiled_keeps_no_other_output_from_its_way(world):
+    world.only("spaaza")
+    bodies = (b"{}", b"[" * 100_000, b'{"schema": 1, "size": Infinity}', b"\xff")
+    for body in bodies:
+        task = str(world.spaaza.add_task(Content(body, 10)).id)
+        spoiled = next(truth for truth in world.spaaza.truth() if truth.job_id == task)
+        key = f"archive/_receipts/spaaza/{task}/{spoiled.output_id}.json"
+        world.s3.put_object(Bucket=world.bucket, Key=key, Body=body)
+    world.spaaza.add_task(Content("whole", 10))
+    daemon = world.daemon()
+    poll_all(daemon)
+    drain(daemon)
+    held = list(daemon.ledger.records("spaaza", OutputState.HELD))
+    assert len(held) == len(bodies)
+    assert all("its receipt cannot be read" in record.last_error for record in held)
+    assert len(list(daemon.ledger.records("spaaza", OutputState.ARCHIVED))) == 1
+
+
+def test_an_event_that_somebody_spoiled_keeps_no_source_from_being_listed(world):
+    world.only("spaaza")
+    world.spaaza.add_task(Content("x", 10))
+    at = "20260101T000000.000000Z-00000000"
+    for kind, body in itertools.product(("lost", "watch", "acknowledged"), (b"{}", b"[1]", b"[" * 100_000, b'{"reason": []}')):
+        name = f"archive/_state/{kind}/spaaza/{len(body)}/1/{at}.json"
+        world.s3.put_object(Bucket=world.bucket, Key=name, Body=body)
+    daemon = world.daemon()
+    poll_all(daemon)
+    assert len(drain(daemon)) == 1
+    assert daemon.ledger.status("spaaza", timedelta()).archived == 1

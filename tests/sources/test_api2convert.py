@@ -109,7 +109,7 @@ def test_a_completed_job_carries_its_output_as_the_vendor_states_it(vendor: demo
     assert str(found.id) == f"acme/{made.id}/{output.id}"
     assert found.filename == "Größe 1.csv"
     assert (found.size, found.checksum) == (4321, Checksum(algorithm="md5", value=output.content.md5))
-    assert (found.content_type, found.downloads, found.gone, found.held) == ("text/csv", 0, None, None)
+    assert (found.content_type, found.downloads, found.gone) == ("text/csv", 0, None)
     assert found.completed_at == datetime(2026, 11, 1, 11, tzinfo=UTC)
     assert found.deadline == datetime(2026, 11, 2, 8, tzinfo=UTC), "24 h of retention less 3 h for an unclear clock"
     assert job.completed_at == found.completed_at
@@ -426,7 +426,6 @@ def test_an_over_used_output_is_held_before_any_download(vendor: demo.Api2conver
     vendor.add_job(file())
     output = only_output(source)
     download(source.link(output))
-    assert only_output(source).held is not None
     with pytest.raises(OverusedError):
         source.link(output)
 
@@ -456,7 +455,7 @@ def test_an_unknown_status_is_worth_one_try(vendor: demo.Api2convert, source: Ap
     vendor.add_job(file("a.csv", 10, status="frozen"))
     (job,) = listed(source)
     (output,) = job.outputs
-    assert (output.gone, output.held, len(job.warnings)) == (None, None, 1)
+    assert (output.gone, len(job.warnings)) == (None, 1)
     assert len(download(source.link(output))) == 10
     vendor.fail("download", Fault.answer(404, "{}", "application/json"))
     assert isinstance(verdict(source, output), HeldError)

@@ -150,7 +150,7 @@ class Archive:
             return None
         try:
             return Receipt.from_json(json.loads(body))
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             raise HeldError(f"{output}: its receipt cannot be read ({exc}); look at it before anything else") from exc
 
     def write_receipt(self, receipt: Receipt) -> Receipt:
@@ -179,7 +179,10 @@ class Archive:
             log.warning("event-name-taken", kind=kind)
 
     def events(self, kind: str, source: str) -> list[Event]:
-        """Give the newest event of each identity of `kind` for `source` (all of `kind` when `source` is ``""``)."""
+        """Give the newest event of each identity of `kind` for `source` (all of `kind` when `source` is ``""``).
+
+        One that cannot be read is left out, and logged: it must not keep the others from being known.
+        """
         newest: dict[tuple[str, ...], tuple[str, datetime]] = {}
         for entry in self._bucket.keys(self._layout.events(kind, (source,) if source else ())):
             if found := self._layout.event_of(entry["Key"], kind):
@@ -193,8 +196,9 @@ class Archive:
                 return None
             try:
                 return Event(kind=kind, identity=identity, at=at, document=dict(json.loads(body)))
-            except (ValueError, TypeError) as exc:
-                raise HeldError(f"{'/'.join(identity)}: its newest {kind} event cannot be read") from exc
+            except (ValueError, TypeError, RecursionError):
+                log.warning("event cannot be read; look at it", kind=kind, key=key)
+                return None
 
         return [event for event in _at_once(read, newest.items()) if event is not None]
 

@@ -34,17 +34,18 @@ class Layout:
         return first, f"{last}/\U0010ffff" if last else None
 
     def folder(self, output: Output) -> str:
-        """Prefix of what stands for `output`."""
+        """Prefix of what stands for `output`. Raises `HeldError` where its ids leave no room for a name."""
         day = output.completed_at.astimezone(UTC).strftime("%Y/%m/%d")
-        return f"{self.root}{encode_id(output.id.source)}/{day}/{encode_id(output.id.job_id)}/{encode_id(output.id.output_id)}/"
+        source, *ids = (encode_id(part) for part in (output.id.source, output.id.job_id, output.id.output_id))
+        folder = f"{self.root}{'/'.join([source, day, *ids])}/"
+        if KEY_BYTES - len(folder) < _LEAST_NAME_BYTES:
+            raise _too_long(output.id)
+        return folder
 
     def object(self, output: Output, filename: str) -> str:
         """Key of `output`'s file; a name that does not fit is shortened, always in the same way."""
-        folder = self.folder(output)
-        room = KEY_BYTES - len(folder)  # ids are percent-encoded and prefixes are ASCII: one byte each
-        if room < _LEAST_NAME_BYTES:
-            raise _too_long(output.id)
-        return folder + _shortened(filename, min(room, _NAME_BYTES))
+        folder = self.folder(output)  # ids are percent-encoded and prefixes are ASCII: one byte each
+        return folder + _shortened(filename, min(KEY_BYTES - len(folder), _NAME_BYTES))
 
     def receipts(self, source: str) -> str:
         """Prefix of every receipt of `source`."""

@@ -351,11 +351,11 @@ def _unavailable(what: str, meta: JsonObject) -> ArchiveUnavailableError:
 
 def _retry_after(header: str) -> datetime | None:
     """Read ``Retry-After``: seconds or a date."""
-    if header.strip().isdigit():
+    if header.strip().isdecimal():
         return datetime.now(UTC) + timedelta(seconds=min(int(header), 86_400))
     try:
         return email.utils.parsedate_to_datetime(header).astimezone(UTC)
-    except (ValueError, OverflowError):
+    except (ValueError, TypeError, IndexError, OverflowError):
         return None
 
 

@@ -190,7 +190,9 @@ class Api2convert:
             except VendorReplyError as exc:
                 warnings.append(str(exc))
             else:
-                outputs.setdefault(output.id.output_id, output)
+                if outputs.setdefault(output.id.output_id, output) != output:
+                    name = output.id.output_id[:40]
+                    warnings.append(f"job {job_id}: two outputs have the id {name!r}; the first alone is archived")
         if not outputs and (rows or modified is None):
             # Outputs that nobody can read must not look like a job that produced nothing.
             warnings.append(f"job {job_id}: completed, but none of its {len(rows)} outputs can be read")
@@ -229,7 +231,6 @@ class Api2convert:
             downloads=_count(fields, warnings, "downloads_counter") or 0,
             job=_kept(document, row),
             gone=_GONE.get(word),
-            held=_OVERUSED_ADVICE if word == _OVERUSED else None,
         )
 
     def _deadline(self, earliest: Moment) -> datetime:

@@ -51,7 +51,7 @@ def parse_json(body: bytes, where: str) -> Any:
     """Read a JSON document that a stranger wrote. Raises `VendorReplyError` naming `where`.
 
     Refused: NaN and infinities, nesting deeper than `MAX_DEPTH`, more than a million values. Of a repeated key the last value
-    counts. An integer of more digits than any counter has stays text. Lone surrogates become U+FFFD, so that every text can be
+    counts. An integer of more digits than any counter has stays text. Lone surrogates become ``?``, so that every text can be
     written again.
     """
     if sum(map(body.count, (b",", b"{", b"["))) > _MAX_VALUES:
