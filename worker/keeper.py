@@ -15,6 +15,10 @@ from worker.ledger import Claim, Ledger, Turn
 
 log = structlog.get_logger()
 
+_LOOK_SECONDS = (
+    1.0  # between two looks for a Redis that is away; it may come back older, and waits two for us to assert what we hold
+)
+
 
 class Held:
     """A claim in this process's hands; implements `model.Lease`. Its fence changes when the ledger was made anew."""
@@ -152,8 +156,8 @@ class Keeper:
             self._ledger.stamp_worker(self._slots)
 
     def _beat(self) -> None:
-        every = min(self._ledger.lease_seconds / 3, 5.0)
-        while not self._ended.wait(every):
+        every = pause = min(self._ledger.lease_seconds / 3, 5.0)
+        while not self._ended.wait(pause):
             with self._lock:
                 held, turns = list(self._held), list(self._turns)
             try:
@@ -162,5 +166,7 @@ class Keeper:
                     self.renew(held)
                 for turn in turns:
                     self._ledger.keep_turn(turn)
+                pause = every
             except LedgerUnavailableError as exc:
+                pause = min(every, _LOOK_SECONDS)
                 log.warning("ledger unreachable; what is held goes on", error=str(exc), held=len(held))

@@ -1,6 +1,6 @@
 -- Every change of the ledger that must be atomic, in one script. ARGV: command, now ('' = this server's clock), arguments.
 --
--- lastcall:epoch              hash   id, born, open_at: claims are given from open_at on; without it nobody claims yet
+-- lastcall:epoch              hash   id, born, server: who serves it; open_at: claims are given from then on, without it nobody claims yet
 -- lastcall:o:{output}         hash   one output; fields at the top of `fields` below
 -- lastcall:doc:{source}       hash   output -> its document (opaque); not in the record, which stays small enough to be compact
 -- lastcall:words:{source}     hash   id -> words that documents were packed with; a document begins with its words' id
@@ -280,9 +280,41 @@ end
 
 local commands = {}
 
--- begin ID: makes ID the epoch unless there is one. Gives its id and its open_at ('' = nobody may claim yet).
+-- The process that serves these data: another one after each restart and each failover. '' where INFO is refused.
+local function server()
+  local info = redis.pcall('INFO', 'server')
+  return type(info) == 'string' and string.match(info, 'run_id:(%w+)') or ''
+end
+
+-- Whether claims are given: not before the epoch is open, and not by a server that has not begun it.
+local function claims_given()
+  local open_at, begun_by = unpack(call('HMGET', P .. 'epoch', 'open_at', 'server'))
+  return open_at and tonumber(open_at) <= now and begun_by == server()
+end
+
+local ASSERT_SECONDS = 2 -- in which whoever holds an output says so; keepers look for Redis every second while it is away
+
+-- Begins an epoch with what the one before it left: another server has these data, and may have forgotten what its predecessor was
+-- told last. What is owed may be in somebody's hands or archived, so it is looked for before a download; what the bucket
+-- knows is read back, and the next pass is the first.
+local function doubt()
+  local open_at = call('HGET', P .. 'epoch', 'open_at')
+  if open_at then call('HSET', P .. 'epoch', 'open_at', num(math.max(tonumber(open_at), now + ASSERT_SECONDS))) end
+  for _, open in ipairs(call('KEYS', P .. 'open:*')) do
+    for _, id in ipairs(call('ZRANGE', open, 0, -1)) do call('HSET', rec(id), 'rc', '1') end
+  end
+  for _, pass in ipairs(call('KEYS', P .. 'pass:*')) do call('DEL', pass) end
+  call('DEL', P .. 'recovered')
+end
+
+-- begin ID: makes ID the epoch unless this server has begun one. Gives its id and its open_at ('' = nobody may claim yet).
 function commands.begin(new)
-  if call('EXISTS', P .. 'epoch') == 0 then call('HSET', P .. 'epoch', 'id', new, 'born', num(now)) end
+  local id, begun_by = unpack(call('HMGET', P .. 'epoch', 'id', 'server'))
+  local present = server()
+  if begun_by ~= present then
+    if id then doubt() end
+    call('HSET', P .. 'epoch', 'id', new, 'born', num(now), 'server', present)
+  end
   return { call('HGET', P .. 'epoch', 'id'), call('HGET', P .. 'epoch', 'open_at') or '' }
 end
 
@@ -360,12 +392,19 @@ function commands.adopt(id, dl, doc, words, ready, size, object)
 end
 
 -- known_lost ID DEADLINE DOC WORDS READY SIZE REASON ACKNOWLEDGED: a loss read back from the bucket. Not counted again.
+-- What is not lost here although it was lost before was put back to owed by somebody: that is newer than the loss.
 function commands.known_lost(id, dl, doc, words, ready, size, reason, acknowledged)
-  local st = get(id, 'st')
-  if st and st ~= 'owed' then return 0 end
+  local st, lost_before = unpack(call('HMGET', rec(id), 'st', 'rs'))
+  local is_news = not st or st == 'lost' or ((st == 'owed' or st == 'held') and not lost_before)
+  if not is_news then return 0 end
   if not st then create(id, dl, doc, words, ready, size) end
   call('HSET', rec(id), 'rs', reason, 'er', 'lost: ' .. reason)
-  if acknowledged ~= '' then call('HSET', rec(id), 'ak', acknowledged) else call('HSET', key('told', id), id, 'lost') end
+  if acknowledged ~= '' then
+    call('HSET', rec(id), 'ak', acknowledged)
+  else
+    call('HDEL', rec(id), 'ak')
+    call('HSET', key('told', id), id, 'lost')
+  end
   move(id, 'lost')
   return 1
 end
@@ -390,8 +429,7 @@ local SOON_SECONDS = 900 -- while something else can be in time that must begin 
 -- claims where something has not: with more to fetch than time, each late output makes the next one late, until all are. Gives {} when there is none, else {id, fence, document,
 -- its words, field, value, …}.
 function commands.claim(worker, lease, ...)
-  local open_at = call('HGET', P .. 'epoch', 'open_at')
-  if not open_at or tonumber(open_at) > now then return {} end
+  if not claims_given() then return {} end
   local late, in_time, probe
   for _, one in ipairs((rooms(lease, capacity(), ...))) do
     local source = one.name
@@ -428,8 +466,7 @@ end
 -- wakeups QUEUE LEASE [SOURCE SLOTS]…: how many messages are missing in QUEUE, so that every free slot of a living worker that
 -- could claim something is woken.
 function commands.wakeups(queue, lease, ...)
-  local open_at = call('HGET', P .. 'epoch', 'open_at')
-  if not open_at or tonumber(open_at) > now then return 0 end
+  if not claims_given() then return 0 end
   local most, total = capacity(), 0
   local sources, held = rooms(lease, most, ...)
   for _, one in ipairs(sources) do
@@ -512,17 +549,32 @@ function commands.archived(id, object, bytes, unproven, seconds)
   return 1
 end
 
--- begin_count SOURCE: the receipts are counted from nothing. Gives the count's number.
+-- The name of the present count of receipts, which no other count ever has.
+local function counting(source)
+  return (call('HGET', P .. 'epoch', 'id') or '') .. ':' .. (call('GET', P .. 'counting:' .. source) or '')
+end
+
+-- begin_count SOURCE: the receipts are counted from nothing. Gives the count's name.
 function commands.begin_count(source)
   call('SREM', P .. 'recount', source)
   call('SET', P .. 'count:' .. source, '0')
-  return call('INCR', P .. 'counting:' .. source)
+  call('INCR', P .. 'counting:' .. source)
+  return counting(source)
 end
 
--- counted SOURCE NUMBER ID…: receipts that stand, found by listing the bucket. Gives 0 when a later count has begun.
-function commands.counted(source, number, ...)
-  if call('GET', P .. 'counting:' .. source) ~= number then return 0 end
-  for _, id in ipairs({ ... }) do count_receipt(id, source) end
+-- counted SOURCE COUNT ID…: receipts that stand, found by listing the bucket. Gives 0 when COUNT is not the present one any more.
+-- What is held or lost here and has a receipt was archived since, and that was forgotten: it is owed until its receipt is met.
+function commands.counted(source, name, ...)
+  if counting(source) ~= name then return 0 end
+  for _, id in ipairs({ ... }) do
+    count_receipt(id, source)
+    local st = get(id, 'st')
+    if st == 'held' or st == 'lost' then
+      note(id, 'its receipt stands')
+      call('HSET', rec(id), 'rc', '1')
+      move(id, 'owed')
+    end
+  end
   return 1
 end
 

@@ -332,7 +332,9 @@ class Ledger:
     # --- epochs ------------------------------------------------------------------------------------------------------
 
     def epoch(self) -> tuple[str, bool]:
-        """Give the ledger's epoch, made now if there is none, and whether claims are (or will be) given."""
+        """Give the ledger's epoch, and whether claims are (or will be) given. It is made now if there is none, or if another
+        server than the one that began it has the ledger now: that one may have forgotten what its predecessor was told last.
+        """
         identity, open_at = self._run("begin", secrets.token_hex(8))
         return str(identity.decode()), bool(open_at)
 
@@ -341,7 +343,7 @@ class Ledger:
         return bool(self._run("open", epoch, delay.total_seconds()))
 
     def claims_given(self) -> bool:
-        """Whether claims are given now: not before a new ledger was opened, and not in the lease that follows a loss."""
+        """Whether claims are given now: not before a new ledger was opened, and not while holders have yet to speak up."""
         with _edge():
             open_at = _instant(self._redis.hget(f"{PREFIX}epoch", "open_at"))
         return open_at is not None and open_at <= self.now()
@@ -368,9 +370,9 @@ class Ledger:
 
         Those that are archived meanwhile are counted once. A count that broke off is made good by the next one.
         """
-        number = self._run("begin_count", source)
+        count = self._run("begin_count", source)
         for batch in _batches(map(str, outputs)):
-            self._run("counted", source, number, *batch)
+            self._run("counted", source, count, *batch)
 
     # --- what a listing says -----------------------------------------------------------------------------------------
 

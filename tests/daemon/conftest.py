@@ -351,8 +351,8 @@ class InFlight:
         self.gate = threading.Event()
         self.jobs: dict[str, str] = {}
 
-    def begin(self) -> None:
-        """Let beat and a worker run until every point is reached."""
+    def begin(self, listed: Callable[[], object] = lambda: None) -> None:
+        """Let beat and a worker run until every point is reached. `listed` is called before, when the first five exist."""
         stage = self.stage
         self.jobs["uploads a part"] = str(stage.crayon.add_job(Content("part", 20 << 20, "xlsx")).id)
         self.jobs["completes its upload"] = str(stage.sellercloud.add_job(Content("complete", 9 << 20)).id)
@@ -368,6 +368,7 @@ class InFlight:
                 "PUT", f"_state/spent/api2convert/{self.jobs['has spent a download, not made yet']}/", s3proxy.keep_answer
             ),
         ]
+        listed()
         stage.start("beat")
         self.worker = stage.workers(1)[0]
         for point in reached:
@@ -428,8 +429,18 @@ class InFlight:
 
 
 @pytest.fixture
-def in_flight(stage: Stage) -> InFlight:
+def make_in_flight(stage: Stage) -> Callable[..., InFlight]:
+    """Bring an output to each point of its way, when it is called."""
+
+    def make(**options: Any) -> InFlight:
+        made = InFlight(stage)
+        made.begin(**options)
+        return made
+
+    return make
+
+
+@pytest.fixture
+def in_flight(make_in_flight: Callable[..., InFlight]) -> InFlight:
     """Bring an output to each point of its way."""
-    made = InFlight(stage)
-    made.begin()
-    return made
+    return make_in_flight()

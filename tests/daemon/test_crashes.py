@@ -1,4 +1,4 @@
-"""Nothing is lost and nothing is stored twice, whatever dies: workers killed at every point of the way, Redis emptied, zombies.
+"""Nothing is lost and nothing is stored twice, whatever dies: workers killed at any point, Redis emptied or older, zombies.
 
 Each test has outputs at nine points of their way in the hands of one worker (`InFlight.jobs` names the points) when disaster
 strikes. Real processes, a real Redis, an S3 server, SIGKILL.
@@ -22,10 +22,18 @@ from worker.model import OutputId
 STANDING = {"is stored, without a receipt", "has a receipt, unknown to the ledger"}
 NOT_ASKED_FOR = {"asks for its link", "has spent a download, not made yet"}
 
+RETURN_SECONDS = 10  # within which everything goes on once Redis is back
+
 
 def flush(stage) -> None:
     with redis.Redis.from_url(stage.redis_url) as client:
         client.flushall()
+
+
+def save(stage) -> None:
+    """Let Redis keep what it knows now, for its next start; else it keeps nothing."""
+    with redis.Redis.from_url(stage.redis_url) as client:
+        client.save()
 
 
 def all_known(stage, in_flight) -> bool:
@@ -75,6 +83,30 @@ def test_an_emptied_ledger_costs_what_is_in_flight_nothing(stage, in_flight, los
     wait_until(lambda: all_known(stage, in_flight), 10, "claims to be asserted again")
     in_flight.go_on()
     assert_whole(stage, in_flight, further=0)
+
+
+def test_a_redis_that_comes_back_older_costs_what_is_in_flight_one_download_at_most(stage, make_in_flight):
+    """Nine points of the way: five outputs were owed when Redis was saved, four did not exist; others were archived since."""
+
+    def listed() -> None:
+        for number in range(3):
+            stage.crayon.add_job(Content(f"archived {number}", 3000, "xlsx"))
+        assert stage.run("poll").returncode == 0
+        save(stage)
+
+    in_flight = make_in_flight(listed=listed)
+    wait_until(lambda: len(stage.receipts()) == 4, 20, "the others to be archived")
+    before = stage.requested()
+    stage.workers(1)
+    stage.redis.kill()
+    stage.redis.start()
+    late = stage.sellercloud.add_job()
+    wait_until(lambda: f"sellercloud/{late.id}/{late.id}" in stage.receipts(), RETURN_SECONDS, "a new output to be archived")
+    in_flight.go_on()
+    assert_whole(stage, in_flight, further=1)
+    after = stage.requested()
+    idle = set(before) - set(in_flight.outputs().values())
+    assert {output: after[output] for output in idle} == {output: before[output] for output in idle}
 
 
 def test_a_zombie_changes_nothing(stage, in_flight):

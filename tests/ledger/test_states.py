@@ -42,6 +42,7 @@ class Entry:
     probe_at: float | None = None
     acknowledged: bool = False
     recheck: bool = False
+    lost_before: bool = False
     seen_at: float = 0
     counted: bool = False
 
@@ -82,6 +83,7 @@ class Model:
     def settle(self, entry: Entry, state: str) -> None:
         entry.state, entry.probe_at = state, None
         entry.lease_until = entry.fence = entry.worker = None
+        entry.lost_before = entry.lost_before or state == "lost"
 
     def end_leases(self) -> None:
         for entry in self.entries.values():
@@ -225,6 +227,19 @@ class Machine(RuleBasedStateMachine):
             if opened:
                 self.open_epoch(0)
 
+    @precondition(lambda self: self.model.begun)
+    @rule()
+    def change_server(self) -> None:
+        """Redis was restarted, or failed over; this time it forgot nothing."""
+        self.redis.hset(f"{PREFIX}epoch", "server", "another")
+        assert self.ledger.claim(SLOTS) is None
+        self.ledger.epoch()
+        self.model.epoch += 1
+        if self.model.open_at is not None:
+            self.model.open_at = max(self.model.open_at, self.model.now + 2)
+        for entry in self.model.entries.values():
+            entry.recheck = entry.recheck or entry.state in {"owed", "claimed"}
+
     # --- time and loss -----------------------------------------------------------------------------------------------
 
     @rule(seconds=st.sampled_from([1, 5, 11, 31, 61, 3600]))
@@ -273,7 +288,7 @@ class Machine(RuleBasedStateMachine):
     def known_lost(self, identity: OutputId, acknowledged: bool) -> None:
         self.ledger.known_lost(self.output(identity, 9), "gone", "explained" if acknowledged else None)
         entry = self.model.entries.setdefault(identity, Entry("owed", START + 3600 * 9))
-        if entry.state == "owed":
+        if entry.state == "lost" or (entry.state in {"owed", "held"} and not entry.lost_before):
             entry.acknowledged = acknowledged
             self.model.settle(entry, "lost")
 
@@ -427,6 +442,9 @@ class Machine(RuleBasedStateMachine):
         for identity in listed:
             if entry := self.model.entries.get(identity):
                 entry.counted = True
+                if entry.state in {"held", "lost"}:  # archived since, and that was forgotten
+                    entry.recheck = True
+                    self.model.put_back(entry)
         self.model.count[source] = len(listed)
 
     # --- by hand -----------------------------------------------------------------------------------------------------

@@ -96,7 +96,6 @@ class Stage:
         self.tokens: list[str] = []
         self.frozen: list[tuple[float, float]] = []
         self.forgot: list[float] = []  # when Redis lost what it knew
-        self.older: list[tuple[float, float]] = []  # what Redis forgot when it came back older: from when until when
         self.began = time.time()
         self._timers: list[tuple[float, int, Callable[[], object]]] = []  # the ends of faults
         self._fates: list[tuple[float, int, Callable[[], object]]] = []  # what vendors do with what they made
@@ -420,12 +419,11 @@ class Stage:
             self.redis.pause()
             self.later(blow.lasts, self.redis.resume)
         elif kind == "older":
-            kept, copied_at = self.folder / "redis-older", time.time()
+            kept = self.folder / "redis-older"
             _copy_files(self.redis.log.parent, kept)
 
             def go_back() -> None:
                 self.forgot.append(time.time())
-                self.older.append((copied_at, time.time()))
                 self.redis.kill()
                 _empty(self.redis.log.parent)
                 _copy_files(kept, self.redis.log.parent)

@@ -128,7 +128,6 @@ def _print_figures(stage: Stage, found: verdict.Evidence, settled: float) -> Non
     begun = Counter(ranged.count(False) for output, ranged in gets.items() if output in found.receipts)
     print(f"downloads      {sum(n * count for n, count in begun.items())} of {len(found.receipts)} archived outputs: ", end="")
     print(", ".join(f"{count} {number}×" for number, count in sorted(begun.items())))
-    print(f"once more      {stage.counts['forgotten']} that Redis had forgotten by coming back older")
     print(f"resumed        {sum(ranged.count(True) for ranged in gets.values())} times, after a cut, within one download")
     print(f"takeovers      {stage.counts['takeovers']} at least (Redis forgets)")
     print(f"S3 requests    {stage.proxy.requests}")
