@@ -16,7 +16,7 @@
 -- lastcall:{held,lost,explained,empty}:{source}   zset   output -> deadline; explained is lost and acknowledged
 -- lastcall:archived:{source}  zset   output -> when a listing last showed it; dropped once it no longer does
 -- lastcall:probe:{source}     zset   output -> when to ask once more for a lost output that the vendor still lists
--- lastcall:count:{source}     number of receipts
+-- lastcall:count:{source}     number of receipts, as shown; lastcall:tally:{source} that of the count which goes on
 -- lastcall:counting:{source}  number of the last count of the receipts: only what that count has not seen is added to it
 -- lastcall:seen               when a worker or a beat last said that it lives, so when Redis was there
 -- lastcall:truce              until when no lease ends, after Redis was away
@@ -270,12 +270,13 @@ local function create(id, dl, doc, words, ready, size)
   describe(id, dl, doc, words, size)
 end
 
--- Counts a receipt, once in each count. What the ledger does not know is listed by the bucket alone, and only once.
+-- Counts a receipt, once in each count. What the ledger does not know is listed by the bucket alone, and only once. Gives whether it did.
 local function count_receipt(id, source)
   local number = call('GET', P .. 'counting:' .. source) or '0'
-  if get(id, 'ct') == number then return end
-  call('INCR', P .. 'count:' .. source)
+  if get(id, 'ct') == number then return false end
+  call('INCR', P .. 'tally:' .. source)
   if get(id, 'st') then call('HSET', rec(id), 'ct', number) end
+  return true
 end
 
 local commands = {}
@@ -541,7 +542,7 @@ function commands.archived(id, object, bytes, unproven, seconds)
   count('ready_to_archived_sum', source, num(latency))
   call('HSET', key('health', id), 'ok', num(now))
   if seconds ~= '' then learn(source, tonumber(bytes), tonumber(seconds)) end
-  count_receipt(id, source)
+  if count_receipt(id, source) then call('INCR', P .. 'count:' .. source) end
   count('archived', source, 1)
   count('archived_bytes', source, bytes)
   remember(id, object, bytes)
@@ -557,7 +558,7 @@ end
 -- begin_count SOURCE: the receipts are counted from nothing. Gives the count's name.
 function commands.begin_count(source)
   call('SREM', P .. 'recount', source)
-  call('SET', P .. 'count:' .. source, '0')
+  call('SET', P .. 'tally:' .. source, '0')
   call('INCR', P .. 'counting:' .. source)
   return counting(source)
 end
@@ -575,6 +576,13 @@ function commands.counted(source, name, ...)
       move(id, 'owed')
     end
   end
+  return 1
+end
+
+-- end_count SOURCE COUNT: everything was listed, so this is the number from now on.
+function commands.end_count(source, name)
+  if counting(source) ~= name then return 0 end
+  call('SET', P .. 'count:' .. source, call('GET', P .. 'tally:' .. source))
   return 1
 end
 

@@ -368,11 +368,13 @@ class Ledger:
     def count_receipts(self, source: str, outputs: Iterable[OutputId]) -> None:
         """Count the receipts of `source` anew; `outputs` is a listing of the bucket that begins now.
 
-        Those that are archived meanwhile are counted once. A count that broke off is made good by the next one.
+        Those that are archived meanwhile are counted once. The number is shown when all are counted; a count that broke off
+        is made good by the next one.
         """
         count = self._run("begin_count", source)
         for batch in _batches(map(str, outputs)):
             self._run("counted", source, count, *batch)
+        self._run("end_count", source, count)
 
     # --- what a listing says -----------------------------------------------------------------------------------------
 
