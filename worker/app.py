@@ -13,7 +13,6 @@ import sys
 import threading
 from datetime import timedelta
 from typing import Any
-from urllib.parse import unquote
 
 import structlog
 from celery import Celery, Task, signals
@@ -25,7 +24,7 @@ from kombu.exceptions import OperationalError
 from kombu.transport import redis as redis_transport
 from kombu.transport.virtual import Message
 
-from worker import alerts, logs, proving
+from worker import alerts, logs, proving, redis_address
 from worker import settings as configuration
 from worker.collect import collect
 from worker.daemon import Daemon, open_daemon
@@ -54,15 +53,13 @@ def tick_seconds(settings: Settings) -> float:
     return min(_LONGEST_TICK_SECONDS, shortest / 4)
 
 
-def _broker(url: str) -> tuple[str, dict[str, str]]:
-    """Give Celery's form of a Redis URL: of sentinels it wants one URL each, and the master's name as an option."""
-    if not url.startswith("sentinel://"):
-        return url, {}
-    hosts, _, path = url.removeprefix("sentinel://").partition("/")
-    credentials, at, hosts = hosts.rpartition("@")
-    master, _, database = path.partition("/")
-    urls = [f"sentinel://{credentials}{at}{host}/{database or 0}" for host in hosts.split(",")]
-    return ";".join(urls), {"master_name": unquote(master)}
+def _broker(url: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Give Celery's settings for a Redis URL, and its transport's options: for sentinels, how to ask them and for whom."""
+    address = redis_address.read(url)
+    given = {"broker_url": address.broker_urls(), "broker_use_ssl": dict(address.tls) or False}
+    if address.master is None:
+        return given, {}
+    return given, {"master_name": address.master, "sentinel_kwargs": address.sentinel_options()}
 
 
 def celery_settings(settings: Settings) -> dict[str, Any]:
@@ -70,7 +67,7 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
     seconds = tick_seconds(settings)
     broker, sentinel = _broker(settings.redis_url.reveal())
     return {
-        "broker_url": broker,
+        **broker,
         # A half-open connection is noticed in 10 s, and no message is lost by noticing it (FACTS 4).
         "broker_transport_options": {
             "socket_timeout": 5,
@@ -220,10 +217,12 @@ class _Discreet(Task):  # type: ignore[misc]
 
 
 class _Connection(Connection):  # type: ignore[misc]
-    """A connection as Celery shows it to whoever inspects a worker: without its password, but with the further sentinels'."""
+    """A connection as Celery shows it to whoever inspects a worker: without its password, but with those of sentinels."""
 
     def info(self) -> dict[str, Any]:
-        return {**super().info(), "alternates": []}
+        found = super().info()
+        options = {name: value for name, value in found["transport_options"].items() if name != "sentinel_kwargs"}
+        return {**found, "alternates": [], "transport_options": options}
 
 
 class _Amqp(AMQP):  # type: ignore[misc]

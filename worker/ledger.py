@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import secrets
+import ssl
 import threading
 import time
 import zlib
@@ -20,13 +21,13 @@ from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from importlib import resources
 from typing import Any, ClassVar, TypeVar
-from urllib.parse import unquote, urlsplit
 
 import redis
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
+from worker import redis_address
 from worker.errors import LeaseLostError, LedgerUnavailableError, OutputGoneError, StoppedError, ThrottledError
 from worker.model import Checksum, JsonObject, Output, OutputId, OutputState, parse_timestamp, timestamp
 
@@ -38,7 +39,6 @@ _WORDS_ID_BYTES = 6
 _MOST_WORDS = 4096
 _CALL_MAY_WAIT_SECONDS = 30.0
 _LOG_IN_TURN_MS = 60_000
-_SENTINEL_PORT = 26379
 _PATIENCE_SECONDS = 4.0
 _WORKER_ALIVE_SECONDS = 15.0
 _BEAT_WITHIN = timedelta(seconds=15)
@@ -232,6 +232,10 @@ def _edge() -> Iterator[None]:
     try:
         yield
     except (redis.ConnectionError, redis.TimeoutError) as exc:
+        if isinstance(exc.__cause__ or exc.__context__, ssl.SSLError):
+            raise LedgerUnavailableError(
+                "Redis: TLS failed, or its certificate is not trusted; see ssl_ca_certs of redis_url"
+            ) from exc
         raise LedgerUnavailableError(f"Redis: no answer ({type(exc).__name__}); does it run, and is redis_url right?") from exc
     except redis.RedisError as exc:
         raise LedgerUnavailableError(f"Redis: {type(exc).__name__}") from exc
@@ -272,7 +276,7 @@ class _Patience(Retry):
 def connect(url: str, **changes: Any) -> Any:  # redis-py types every reply as bytes or str, whichever it is asked for
     """Give a client that notices half-open connections and comes back by itself (docs/decisions: FACTS 4).
 
-    ``redis://`` and ``rediss://`` as redis-py reads them; ``sentinel://host:port,host:port/master[/db]`` asks the sentinels.
+    Its forms are those of `redis_address.read`; sentinels are asked anew for each connection where the master is.
     """
     options: dict[str, Any] = {
         "socket_timeout": 5,
@@ -282,16 +286,13 @@ def connect(url: str, **changes: Any) -> Any:  # redis-py types every reply as b
         "retry": _Patience(ExponentialWithJitterBackoff(base=0.05, cap=1), 3),
         **changes,
     }
-    if not url.startswith("sentinel://"):
-        return redis.Redis.from_url(url, **options)
-    hosts, _, path = url.removeprefix("sentinel://").partition("/")
-    credentials, _, hosts = hosts.rpartition("@")
-    username, _, password = credentials.rpartition(":")
-    master, _, database = path.partition("/")
-    options |= {"username": unquote(username) or None, "password": unquote(password) or None, "db": int(database or 0)}
-    parts = [urlsplit(f"//{host}") for host in hosts.split(",")]
-    sentinels = Sentinel([(one.hostname, one.port or _SENTINEL_PORT) for one in parts], socket_timeout=3)  # type: ignore[no-untyped-call]
-    return sentinels.master_for(unquote(master), **options)  # type: ignore[no-untyped-call]
+    address = redis_address.read(url)
+    options |= {"username": address.username, "password": address.password, "db": address.database, **address.tls_options()}
+    if address.master is None:
+        ((host, port),) = address.hosts
+        return redis.Redis(host=host, port=port, **options)
+    sentinels = Sentinel(address.hosts, sentinel_kwargs=address.sentinel_options())  # type: ignore[no-untyped-call]
+    return sentinels.master_for(address.master, **options)  # type: ignore[no-untyped-call]
 
 
 class Ledger:

@@ -33,6 +33,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails
 
+from worker import redis_address
 from worker.errors import ConfigurationError
 
 DEFAULT_PATH = Path("config/lastcall.toml")
@@ -44,7 +45,6 @@ _LONGEST = timedelta(days=36_500)
 _SIZE = re.compile(r"\d{1,15}(\.\d{1,6})?\s*[kKMGTP]?i?B", re.ASCII)
 _HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[\w.-]+)"
 _LABELS = re.compile(r"(?!-)[\w-]{1,63}(?<!-)(\.(?!-)[\w-]{1,63}(?<!-))*\.?")
-_SENTINELS = re.compile(rf"sentinel://([^@/]*@)?{_HOST}(:\d+)?(,{_HOST}(:\d+)?)*/[^/?#]+(/\d+)?")
 
 
 def duration(value: object) -> timedelta:
@@ -108,18 +108,6 @@ def _url(value: str) -> str:
 def _proxy(value: str) -> str:
     if urlsplit(value).path:
         raise ValueError("expected a proxy such as http://proxy.example.com:3128, without a path")
-    return value
-
-
-def _redis_url(value: str) -> str:
-    """Check the form of a Redis URL. Messages never repeat it: it may carry a password."""
-    if _SENTINELS.fullmatch(value):
-        return value
-    parts = _split(value)
-    if parts is None or parts.scheme not in {"redis", "rediss"}:
-        raise ValueError("expected redis://host:port/0, rediss://host:port/0 or sentinel://host:port,host:port/master")
-    if not re.fullmatch(r"/?[0-9]*", parts.path):
-        raise ValueError("a Redis URL ends in the number of a database, such as /0")
     return value
 
 
@@ -309,7 +297,7 @@ class Secret(_Table):
 
 def _literal_redis_url(secret: Secret) -> Secret:
     if secret.literal is not None:
-        _redis_url(secret.literal)
+        redis_address.read(secret.literal)
     return secret
 
 
@@ -576,7 +564,7 @@ class Settings(_Table):
         """List the secrets that cannot be read now, or are read and cannot be right, each with its path."""
         problems = [f"{path}: {why}" for path, secret in self.secrets().items() if (why := secret.problem())]
         for path, secret, check in (
-            ("redis_url", self.redis_url, _redis_url),
+            ("redis_url", self.redis_url, redis_address.read),
             ("alerts.heartbeat_url", self.alerts.heartbeat_url, _heartbeat_url),
         ):
             if secret is not None and not secret.problem():
