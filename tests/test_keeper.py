@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -24,12 +25,13 @@ def open_ledger(url: str, worker: str = "w1", lease: timedelta = LEASE) -> Ledge
     return ledger
 
 
-def owe_and_claim(ledger: Ledger) -> Claim:
+def owe_and_claim(ledger: Ledger, *, long_ago: bool = False) -> Claim:
+    """Claim one output; `long_ago`: so long that `confirm` must ask the ledger."""
     now = datetime.now(UTC)
     ledger.owe(Output(id=OutputId("acme", "1", "1"), completed_at=now, deadline=now + timedelta(days=1)), recheck=False)
     claim = ledger.claim({"acme": 1})
     assert claim is not None
-    return claim
+    return replace(claim, asked_at=claim.asked_at - ledger.lease_seconds) if long_ago else claim
 
 
 @pytest.fixture
@@ -91,7 +93,7 @@ def test_what_was_settled_is_not_lost(ledger: Ledger, keeper: Keeper) -> None:
 
 def test_a_loss_of_redis_costs_nothing_that_is_held(ledger: Ledger, keeper: Keeper, redis_url: str) -> None:
     """The lease is asserted again by the next heartbeat, or by `confirm`, whichever comes first, or both at once."""
-    claim = owe_and_claim(ledger)
+    claim = owe_and_claim(ledger, long_ago=True)
     with keeper.holding(claim) as held:
         with redis.Redis.from_url(redis_url) as client:
             for _ in range(20):
@@ -104,6 +106,23 @@ def test_a_loss_of_redis_costs_nothing_that_is_held(ledger: Ledger, keeper: Keep
                 held.check()
         assert held.fence != claim.fence
         assert ledger.hold(claim.output.id, held.fence, "still ours")
+
+
+def test_confirm_asks_the_ledger_once_half_a_lease_has_passed(ledger: Ledger, redis_url: str) -> None:
+    """Before that nobody else can have claimed the output, even where Redis came back older and shows it as owed."""
+    keeper = Keeper(ledger, threading.Event(), slots=4, grace=timedelta(seconds=1))  # which never beats
+    for long_ago in (False, True):
+        with keeper.holding(owe_and_claim(ledger, long_ago=long_ago)) as held:
+            with redis.Redis.from_url(redis_url) as client:
+                client.hset("lastcall:o:acme/1/1", "fe", "another's")
+            if long_ago:
+                with pytest.raises(LeaseLostError):
+                    held.confirm()
+            else:
+                held.confirm()
+        with redis.Redis.from_url(redis_url) as client:
+            client.flushall()
+        open_ledger(redis_url)
 
 
 def test_redis_down_stops_no_transfer(redis_server: RedisServer) -> None:

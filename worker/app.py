@@ -11,6 +11,7 @@ import secrets
 import signal
 import sys
 import threading
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -26,7 +27,7 @@ from kombu.transport.virtual import Message
 
 from worker import alerts, logs, proving, redis_address
 from worker import settings as configuration
-from worker.collect import collect
+from worker.collect import Outcome, collect
 from worker.daemon import Daemon, open_daemon
 from worker.discover import discover, may_call
 from worker.errors import LastcallError, LedgerUnavailableError
@@ -43,6 +44,7 @@ _TICKS_KEPT = 10  # when no worker reads them
 _ALERTS_EVERY = timedelta(seconds=10)
 _STOP_SECONDS = 26  # of the 30 that a warm stop may take
 _HEARTBEAT_EVERY = timedelta(minutes=1)
+_COLLECT_SECONDS = 2.0  # how long a task goes on with further outputs; Flower hears of none before its task ends
 _SWEEP_EVERY = timedelta(minutes=10)
 _PROVE_AGAIN = timedelta(seconds=10)
 
@@ -300,21 +302,44 @@ def poll(source: str) -> str:
 
 
 @app.task(name="collect", throws=(LastcallError,))
-def collect_one() -> str:
-    """Collect the most urgent output."""
+def collect_some() -> str:
+    """Collect the most urgent output, and then the next ones for a moment: many small files are not worth a message each."""
     daemon, slots = _daemon(), _Process.slots
     if daemon.keeper.stopping:
         return "stopping"
     if slots is None or not slots.acquire(blocking=False):
         return "all slots of this worker are busy"
     try:
-        outcome = collect(daemon)
+        outcomes = _collect_for(daemon, _COLLECT_SECONDS)
     finally:
         slots.release()
-    if outcome is None:
+    if not outcomes:
         return "nothing to collect"
     wake(daemon)
-    return outcome
+    return told(outcomes)
+
+
+def _collect_for(daemon: Daemon, seconds: float) -> list[Outcome]:
+    """Collect one output after the other, and begin none once `seconds` have passed or the process is to stop."""
+    ends = time.monotonic() + seconds
+    outcomes: list[Outcome] = []
+    while outcome := collect(daemon):
+        outcomes.append(outcome)
+        if daemon.keeper.stopping or time.monotonic() >= ends:
+            break
+    return outcomes
+
+
+def told(outcomes: list[Outcome]) -> str:
+    """Say what became of some outputs, as Flower shows it: trouble in full, what went well in numbers where it is several."""
+    archived = [outcome for outcome in outcomes if outcome.archived is not None]
+    lines = [str(outcome) for outcome in outcomes if outcome.archived is None]
+    if len(archived) > 1:
+        size = sum(outcome.archived or 0 for outcome in archived)
+        lines.append(f"{len(archived)} outputs archived, {size:,} bytes, the last one {archived[-1].output}")
+    else:
+        lines += map(str, archived)
+    return "\n".join(lines)
 
 
 @app.task(name="prove", throws=(LastcallError,))
@@ -351,7 +376,7 @@ def wake(daemon: Daemon) -> int:
     """Send as many wake-ups as there is work that a free slot could take; gives how many."""
     missing = daemon.ledger.wakeups(daemon.slots, COLLECT)
     for _ in range(missing):
-        _send(collect_one, queue=COLLECT, expires=60)
+        _send(collect_some, queue=COLLECT, expires=60)
     return missing
 
 

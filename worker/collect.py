@@ -8,6 +8,7 @@ through decode and hash into S3, write the receipt last, settle with the ledger.
 
 from __future__ import annotations
 
+import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -36,7 +37,7 @@ from worker.errors import (
 )
 from worker.keeper import Held
 from worker.ledger import Claim
-from worker.model import Link, Output, Receipt, Wrapping
+from worker.model import Link, Output, OutputId, Receipt, Wrapping
 from worker.settle import again, bucket_works, pause_if_refused, settle
 
 log = structlog.get_logger()
@@ -46,8 +47,21 @@ _READS_OF_A_BROKEN_WRAPPING = 2  # then the body is what it is, and is kept as i
 _MISMATCHES = 3  # whole downloads of one counted file that are not what the vendor says, before a person is asked
 
 
-def collect(daemon: Daemon) -> str | None:
-    """Claim the most urgent output and archive it. Gives what became of it in an operator's words; None: nothing to claim."""
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one claimed output, in an operator's words; `archived`: its bytes, where that is what became of it."""
+
+    output: OutputId
+    what: str
+    archived: int | None = None
+
+    def __str__(self) -> str:
+        """Say it."""
+        return f"{self.output}: {self.what}"
+
+
+def collect(daemon: Daemon) -> Outcome | None:
+    """Claim the most urgent output and archive it. None: nothing to claim."""
     claim = daemon.ledger.claim(daemon.slots)
     if claim is None:
         return None
@@ -55,31 +69,44 @@ def collect(daemon: Daemon) -> str | None:
     with structlog.contextvars.bound_contextvars(output=str(output)), daemon.keeper.holding(claim) as lease:
         began = datetime.now(UTC)
         try:
-            receipt = _archive(daemon, claim, lease)
+            done = _archive(daemon, claim, lease)
         except LastcallError as exc:
-            return f"{output}: {settle(daemon, claim, lease, exc)}"
+            return Outcome(output, settle(daemon, claim, lease, exc))
         except Exception as exc:  # a defect: the output stays owed, and Celery shows the task as failed
             again(daemon, claim, lease, f"defect: {type(exc).__name__}", None)
             raise
         seconds = (datetime.now(UTC) - began).total_seconds()
         usual = None if claim.recheck else seconds  # looking first for what stands there may make an attempt shorter or longer
-        daemon.ledger.archived(output, receipt.key, receipt.size, unproven=not receipt.proof, seconds=usual)
-        bucket_works(daemon)
+        receipt = done.receipt
+        daemon.ledger.archived(
+            output, receipt.key, receipt.size, unproven=not receipt.proof, seconds=usual, downloaded=done.downloaded
+        )
+        if done.refused:
+            bucket_works(daemon)
         log.info("archived", size=receipt.size, sha256=receipt.sha256, downloads=receipt.downloads, seconds=round(seconds, 3))
-        return f"{output}: archived {receipt.filename}, {receipt.size:,} bytes in {seconds:.1f} s"
+        return Outcome(output, f"archived {receipt.filename}, {receipt.size:,} bytes in {seconds:.1f} s", receipt.size)
 
 
-def _archive(daemon: Daemon, claim: Claim, lease: Held) -> Receipt:
-    """Bring one output into the bucket, whole, and give its receipt."""
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """The receipt of a claimed output: whether a download was made for it, and whether the bucket refused us meanwhile."""
+
+    receipt: Receipt
+    downloaded: bool = False
+    refused: bool = False
+
+
+def _archive(daemon: Daemon, claim: Claim, lease: Held) -> _Done:
+    """Bring one output into the bucket, whole, with its receipt."""
     output = claim.output
     standing: list[StoredObject] = []
     if claim.recheck:
         standing = _what_stands(daemon, output)
         if receipt := daemon.archive.receipt(output.id):
-            return receipt
+            return _Done(receipt)
         for stored in standing:
             if stored.marked:
-                return _adopt(daemon, claim, lease, stored)
+                return _Done(_adopt(daemon, claim, lease, stored))
     if output.size is not None:
         _check_size(daemon, output.size)
     attempt = _Attempt()
@@ -147,14 +174,17 @@ def _spend(daemon: Daemon, claim: Claim, lease: Held, link: Link) -> int:
     return daemon.ledger.spend(output, lease.fence, number)
 
 
-def _download(daemon: Daemon, claim: Claim, lease: Held, link: Link, standing: list[StoredObject]) -> Receipt:
+def _download(daemon: Daemon, claim: Claim, lease: Held, link: Link, standing: list[StoredObject]) -> _Done:
     """One download: stream, decode, hash, upload, prove, complete, receipt."""
     output, source = claim.output, daemon.sources[claim.output.id.source]
     check_url(link.url, daemon.settings.sources[output.id.source])  # what will not be asked for is not spent
     number = _spend(daemon, claim, lease, link)
     algorithm = output.checksum.algorithm if output.checksum else None
 
+    was_refused = threading.Event()
+
     def refused(exc: ArchiveRefusedError) -> None:
+        was_refused.set()
         with suppress(LedgerUnavailableError):  # others will meet the refusal, too
             pause_if_refused(daemon, output.id.source, exc)
 
@@ -179,7 +209,7 @@ def _download(daemon: Daemon, claim: Claim, lease: Held, link: Link, standing: l
         stored = _complete(daemon, lease, upload, standing)
         receipt = _write_receipt(daemon, claim, stored, upload.digest("sha256"), proof=proof, downloads=number)
         result = "ok"
-        return receipt
+        return _Done(receipt, downloaded=True, refused=was_refused.is_set())
     except RefusedError as exc:
         result = "refused"
         raise source.refused(output, exc) from exc
@@ -190,8 +220,9 @@ def _download(daemon: Daemon, claim: Claim, lease: Held, link: Link, standing: l
         raise
     finally:
         upload.abort()
-        with suppress(LedgerUnavailableError):  # a count is no reason to lose the attempt
-            daemon.ledger.count("downloads", f"{output.id.source}|{result}")
+        if result != "ok":  # `archived` counts that one
+            with suppress(LedgerUnavailableError):  # a count is no reason to lose the attempt
+                daemon.ledger.count("downloads", f"{output.id.source}|{result}")
 
 
 def _confirm(daemon: Daemon, output: Output, lease: Held) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
@@ -276,7 +276,7 @@ def _note_jobs(daemon: Daemon, source: str, jobs: list[Job], found: Discovery, *
     # Asked after the states: what a ledger made anew does not know may be in another worker's hands, and archived any moment.
     recheck = recheck or (bool(unknown) and daemon.ledger.epoch()[0] != epoch)
     try:
-        receipts = dict(zip([output.id for output in unknown], _receipts(daemon, unknown), strict=True))
+        receipts = _receipts(daemon, [output.id for output in unknown])
     except ArchiveUnavailableError:
         receipts, recheck = {}, True  # owed all the same, so that people see it; a worker looks for the receipt first
     owed = []
@@ -307,24 +307,25 @@ def _note_empty(daemon: Daemon, source: str, jobs: list[Job]) -> None:
             daemon.ledger.note_empty(output)
 
 
-def _receipts(daemon: Daemon, outputs: list[Output]) -> Iterable[Receipt | HeldError | None]:
+def _receipts(daemon: Daemon, outputs: list[OutputId]) -> dict[OutputId, Receipt | HeldError | None]:
     """Read the receipts of outputs that the ledger does not know; several at once, since a ledger made anew knows none.
 
     A receipt that cannot be read, or cannot be, is given as its error: it is for the worker that gets this output, and keeps no
     other one from being listed.
     """
-    if not outputs:
-        return []
+    wanted = daemon.archive.may_have_receipts(outputs)
+    if not wanted:
+        return {}
 
-    def read(output: Output) -> Receipt | HeldError | None:
+    def read(output: OutputId) -> tuple[OutputId, Receipt | HeldError | None]:
         try:
-            return daemon.archive.receipt(output.id)
+            return output, daemon.archive.receipt(output)
         except HeldError as exc:
-            return exc
+            return output, exc
 
-    with ThreadPoolExecutor(max_workers=min(8, len(outputs))) as pool:
+    with ThreadPoolExecutor(max_workers=min(8, len(wanted))) as pool:
         try:
-            return list(pool.map(read, outputs))
+            return dict(pool.map(read, wanted))
         except LastcallError:
             pool.shutdown(cancel_futures=True)  # the others would meet the same trouble
             raise

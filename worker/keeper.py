@@ -43,12 +43,14 @@ class Held:
             raise StoppedError("the process is stopping")
 
     def confirm(self) -> None:
-        """Ask the ledger itself, before anything becomes visible in the bucket.
+        """Ask the ledger itself, before anything becomes visible in the bucket, unless the claim is younger than half a lease:
+        so long nobody else can have claimed it, and a small file needs no more.
 
         A ledger that does not answer says nothing against us: what follows is create-only, and nobody can claim meanwhile.
         """
-        with contextlib.suppress(LedgerUnavailableError):
-            self._keeper.renew([self])
+        if time.monotonic() - self.claim.asked_at > self._keeper.lease_seconds / 2:
+            with contextlib.suppress(LedgerUnavailableError):
+                self._keeper.renew([self])
         self.check()
 
 
@@ -103,6 +105,11 @@ class Keeper:
             one.lost = True
             if self._ledger.release(one.claim.output.id, one.fence):
                 log.info("given back", output=str(one.claim.output.id), reason="the process is stopping")
+
+    @property
+    def lease_seconds(self) -> float:
+        """How long a lease lasts that nobody prolongs."""
+        return self._ledger.lease_seconds
 
     @property
     def stopping(self) -> bool:

@@ -525,11 +525,13 @@ function commands.renew(new, lease, worker, ...)
   return fences
 end
 
--- archived ID KEY BYTES UNPROVEN SECONDS: it took so long ('' when that says nothing of the next one), its receipt stands. True whoever says so; counted once. Gives 1 when this call counted it.
+-- archived ID KEY BYTES UNPROVEN SECONDS DOWNLOADED: its receipt stands; it took so long ('' when that says nothing of the next
+-- one), and '1' a download. True whoever says so; counted once. Gives 1 when this call counted it.
 -- When the ledger was lost while the receipt was written, nobody knows whether the count saw it: count again.
-function commands.archived(id, object, bytes, unproven, seconds)
+function commands.archived(id, object, bytes, unproven, seconds, downloaded)
   local st = get(id, 'st')
   local source = source_of(id)
+  if downloaded == '1' then count('downloads', source .. '|ok', 1) end
   if not st or get(id, 'as') then call('SADD', P .. 'recount', source) end
   if not st or st == 'archived' then return 0 end
   note(id, 'archived')

@@ -50,7 +50,8 @@ _ALL = "*"  # the pause of everything: the bucket refuses us
 class Claim:
     """One output leased to this worker. `recheck`: it may not be the first attempt, so look for a receipt and an object first.
 
-    `probe`: the output is lost and is asked for once more, because the vendor still lists it.
+    `probe`: the output is lost and is asked for once more, because the vendor still lists it. `asked_at`: by the monotonic
+    clock; the lease began no sooner.
     """
 
     output: Output
@@ -60,6 +61,7 @@ class Claim:
     ready_at: datetime
     recheck: bool = False
     probe: bool = False
+    asked_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -463,6 +465,7 @@ class Ledger:
 
     def claim(self, slots: Mapping[str, int]) -> Claim | None:
         """Lease the most urgent output that may be claimed now, over all sources of `slots` (source → most at once)."""
+        asked_at = time.monotonic()
         reply = self._run("claim", self.worker, self.lease_seconds, *_flat(slots))
         if not reply:
             return None
@@ -478,6 +481,7 @@ class Ledger:
             ready_at=output.completed_at,
             recheck=attempts > 1 or fields.get(b"rc") == b"1" or fields[b"st"] == b"lost",
             probe=fields[b"st"] == b"lost",
+            asked_at=asked_at,
         )
 
     def wakeups(self, slots: Mapping[str, int], queue: str) -> int:
@@ -496,12 +500,23 @@ class Ledger:
             fences += [fence.decode() for fence in renewed]
         return fences
 
-    def archived(self, output: OutputId, key: str, size: int, *, unproven: bool, seconds: float | None = None) -> bool:
+    def archived(
+        self,
+        output: OutputId,
+        key: str,
+        size: int,
+        *,
+        unproven: bool,
+        seconds: float | None = None,
+        downloaded: bool = False,
+    ) -> bool:
         """Settle: its receipt stands. True when this call counted it.
 
-        `seconds`: from claim to receipt, None where that tells nothing of how long the source's outputs take.
+        `seconds`: from claim to receipt, None where that tells nothing of how long the source's outputs take. `downloaded`:
+        a download that went well is counted.
         """
-        return bool(self._run("archived", str(output), key, size, int(unproven), "" if seconds is None else seconds))
+        took = "" if seconds is None else seconds
+        return bool(self._run("archived", str(output), key, size, int(unproven), took, int(downloaded)))
 
     def again(self, output: OutputId, fence: str, not_before: datetime, error: str, *, lost_seconds: float = 0.0) -> bool:
         """Settle: a passing fault; owed again, not before `not_before`. False when the lease is no longer ours.

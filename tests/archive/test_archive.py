@@ -128,6 +128,27 @@ def test_receipt_that_cannot_be_read_is_held(world):
         world.archive().receipt(an_output().id)
 
 
+@pytest.mark.parametrize("page", [1000, 10, 1])
+def test_one_listing_tells_which_of_many_outputs_may_have_a_receipt(world, page):
+    """Those that its one page does not reach may have one; what stands before, between or after them changes nothing."""
+    archive = world.archive()
+    asked = [an_output(str(number)).id for number in range(100, 130)]
+    standing = asked[3:25:7]
+    others = [an_output(name).id for name in ("1", "0999", "1005", "1115", "99", "zz")]
+    for output in (*standing, *others):
+        world.put(f"archive/_receipts/{output}.json", b"{}")
+    world.put("archive/_receipts/other/110/110.json", b"{}")
+    too_long = OutputId("acme", "x" * 900, "x" * 900)
+    ask = archive._bucket.ask
+    archive._bucket.ask = lambda operation, **params: ask(operation, **(params | {"MaxKeys": page}))
+    reached = {1000: asked[-1], 10: asked[-1], 1: asked[0]}[page]
+    expected = {output for output in asked if output in standing or str(output) > str(reached)} | {too_long}
+    assert archive.may_have_receipts([*asked, too_long]) == expected
+    assert world.proxy.count("GET .*list-type=2") == 1
+    assert archive.may_have_receipts(asked[:3]) == set(asked[:3])
+    assert world.proxy.count("GET .*list-type=2") == 1
+
+
 def test_receipts_are_listed_over_many_pages(world):
     archive = world.archive()
     outputs = [an_output(str(number)).id for number in range(25)]

@@ -17,7 +17,7 @@ def drain(daemon, most: int = 200) -> list[str]:
     """Collect until nothing is left that may be claimed now."""
     outcomes = []
     while (outcome := collect(daemon)) and len(outcomes) < most:
-        outcomes.append(outcome)
+        outcomes.append(str(outcome))
     return outcomes
 
 

@@ -145,7 +145,7 @@ def collect_one(daemon) -> str:
         assert discover(daemon, source, by_hand=True).result == "ok"
         for record in daemon.ledger.records(source):
             daemon.ledger.retry(record.output.id)
-    return collect(daemon) or ""
+    return str(collect(daemon) or "")
 
 
 CUT = Fault(cut_fraction=0.5)

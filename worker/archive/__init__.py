@@ -10,7 +10,7 @@ import json
 import re
 import secrets
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,6 +35,7 @@ __all__ = ["Archive", "Chain", "Entry", "Event", "StoredObject", "Upload", "brea
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
+_WORTH_A_LISTING = 12  # receipts; a list request is the price of so many GETs
 _READERS = 8  # many small objects are read at once
 _LONGEST_PRESIGN = timedelta(days=7)  # S3's own limit
 
@@ -137,7 +138,7 @@ class Archive:
         return aborted
 
     def presign(self, key: str, life: timedelta) -> str:
-        """A URL for GETs of `key`, which a browser saves and never shows: what a vendor made must not run as a page."""
+        """A URL for one GET of `key`."""
         seconds = int(min(life, _LONGEST_PRESIGN).total_seconds())
         return str(self._bucket.presign(key, seconds))
 
@@ -152,6 +153,30 @@ class Archive:
             return Receipt.from_json(json.loads(body))
         except (ValueError, RecursionError) as exc:
             raise HeldError(f"{output}: its receipt cannot be read ({exc}); look at it before anything else") from exc
+
+    def may_have_receipts(self, outputs: Sequence[OutputId]) -> set[OutputId]:
+        """Those of `outputs`, all of one source, that may have a receipt; the others have none.
+
+        One page of a listing tells, where so many are asked for that it is cheaper than a GET for each. Those that it does
+        not reach may have one, and so may one with ids that make no key.
+        """
+        if len(outputs) < _WORTH_A_LISTING:
+            return set(outputs)
+        keys: dict[str, OutputId] = {}
+        unsure: set[OutputId] = set()
+        for output in outputs:
+            try:
+                keys[self._layout.receipt(output)] = output
+            except HeldError:
+                unsure.add(output)
+        if not keys:
+            return unsure
+        prefix = self._layout.receipts(outputs[0].source)
+        page = next(self._bucket.pages("list_objects_v2", Prefix=prefix, StartAfter=min(keys)[:-1]))
+        names = [entry["Key"] for entry in page.get("Contents", ())]
+        reached = max(names, default="") if page.get("IsTruncated") else max(keys)
+        standing = set(names)
+        return unsure | {output for key, output in keys.items() if key in standing or key > reached}
 
     def write_receipt(self, receipt: Receipt) -> Receipt:
         """Write `receipt`, create-only, and give the one that stands (an earlier one wins)."""

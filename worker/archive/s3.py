@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol, TypeVar, runtime_checkable
-from urllib.parse import quote
 
 import boto3.session
 import structlog
@@ -23,6 +22,7 @@ import urllib3.exceptions
 from botocore import exceptions as botocore_exceptions
 from botocore.config import Config
 
+from worker.archive.direct import DirectPut, usable
 from worker.errors import ArchiveRefusedError, ArchiveUnavailableError, ConfigurationError, HeldError, TooLargeError
 from worker.model import JsonObject, Lease
 from worker.settings import ArchiveSettings
@@ -105,6 +105,7 @@ class Bucket:
         self.name = settings.bucket
         self._lock = threading.Lock()
         self._client: Any = None
+        self._direct: tuple[Any, DirectPut | None] = (None, None)  # the client that it goes with; None: the way is not open
 
     # --- one exchange ------------------------------------------------------------------------------------------------
 
@@ -197,7 +198,7 @@ class Bucket:
 
     def _exchange(self, client: Any, operation: str, then: Callable[[Any], T] | None, params: dict[str, Any]) -> Any:
         try:
-            answer = getattr(client, operation)(Bucket=self.name, **params)
+            answer = self._answer(client, operation, params)
             return then(answer) if then else answer
         except botocore_exceptions.ClientError as exc:
             raise self._meaning(operation, exc) from exc
@@ -210,6 +211,23 @@ class Bucket:
             raise ArchiveRefusedError(f"{operation}: the settings of [archive] cannot be sent ({type(exc).__name__})") from exc
         except _TRANSPORT as exc:
             raise ArchiveUnavailableError(f"S3 did not answer {operation} ({type(exc).__name__})") from exc
+
+    def _answer(self, client: Any, operation: str, params: dict[str, Any]) -> Any:
+        """Send it directly where that will do, else by the client; where the client alone succeeds, no more directly."""
+        direct = self._direct_for(client) if operation == "put_object" and isinstance(params["Body"], bytes) else None
+        answer = direct.put(params) if direct else None
+        if answer is None:
+            answer = getattr(client, operation)(Bucket=self.name, **params)
+            if direct:
+                self._direct = (client, None)
+        return answer
+
+    def _direct_for(self, client: Any) -> DirectPut | None:
+        made_for, direct = self._direct
+        if made_for is not client:
+            direct = DirectPut(client, self.name) if usable(self.name) else None
+            self._direct = (client, direct)
+        return direct
 
     def _meaning(  # noqa: C901, PLR0911, PLR0912 - a table of answers, read from top to bottom
         self, operation: str, exc: botocore_exceptions.ClientError
@@ -303,10 +321,9 @@ class Bucket:
             yield from page.get("Contents", ())
 
     def presign(self, key: str, seconds: int) -> str:
-        """A URL for GETs of `key` as an attachment under its own name, good for `seconds`."""
-        saved_as = f"attachment; filename*=UTF-8''{quote(key.rpartition('/')[2], safe='')}"
-        what = {"Bucket": self.name, "Key": key, "ResponseContentDisposition": saved_as}
-        return str(self.client().generate_presigned_url("get_object", Params=what, ExpiresIn=seconds))
+        """A URL for one GET of `key`, good for `seconds`."""
+        url = self.client().generate_presigned_url("get_object", Params={"Bucket": self.name, "Key": key}, ExpiresIn=seconds)
+        return str(url)
 
     def _read(self, key: str, lease: Lease | None, work: Callable[[], T]) -> T | None:
         def attempt() -> T | None:

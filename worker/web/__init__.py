@@ -1,6 +1,4 @@
-"""The web process: the board for people, ``/metrics`` for Prometheus, ``/healthz`` for probes. It only reads: the ledger,
-and the bucket when a person opens a kept file.
-"""
+"""The web process: the board for people, ``/metrics`` for Prometheus, ``/healthz`` for probes. It only reads the ledger."""
 
 from worker.web.server import serve
 
