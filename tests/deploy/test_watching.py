@@ -166,20 +166,31 @@ def test_every_alert_of_prometheus_has_its_entry_and_leads_to_it() -> None:
     assert entries == {rule["alert"] for rule in alert_rules()}, "an entry without a rule"
 
 
-def test_every_text_that_people_are_sent_has_its_entry() -> None:
-    """Each text handed to `queue_alert` anywhere in the worker, by its longest constant part, and each kind of trouble."""
+def texts_in(tree: ast.AST, *, formats_alone: bool) -> list[str]:
+    """Give the constant texts of `tree`, or those of its f-strings alone."""
+    inside = [part for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values]
+    parts = inside if inside or formats_alone else ast.walk(tree)
+    return [part.value for part in parts if isinstance(part, ast.Constant) and str(part.value).strip()]
+
+
+def queued_texts() -> list[str]:
+    """Give the longest constant part of each text that any function of the worker hands to `queue_alert`."""
     texts = []
     for path in (ROOT / "worker").rglob("*.py"):
-        for call in ast.walk(ast.parse(path.read_text())):
-            if isinstance(call, ast.Call) and getattr(call.func, "attr", "") == "queue_alert":
-                strings = [
-                    node.value for node in ast.walk(call) if isinstance(node, ast.Constant) and isinstance(node.value, str)
-                ]
-                if strings:
-                    texts.append(max(strings, key=len).strip(" :"))
-    assert len(texts) >= 3
-    for text in [*texts, *alerts._WHAT_TO_DO]:
-        assert re.sub(r"^\w+ job$", "", text).split(", ")[0] in RUNBOOK, text
+        for function in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)):
+            calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
+            for call in calls:
+                if isinstance(call.func, ast.Attribute) and call.func.attr == "queue_alert":
+                    here = texts_in(call.args[0], formats_alone=False)  # else it was put together above, or passed on
+                    texts += sorted(here or texts_in(function, formats_alone=True), key=len)[-1:]
+    return texts
+
+
+def test_every_text_that_people_are_sent_has_its_entry() -> None:
+    texts = [*queued_texts(), *alerts._WHAT_TO_DO]
+    assert len(texts) > 10
+    for text in texts:
+        assert text.strip(" :").split(", ")[0] in RUNBOOK, text
 
 
 def test_every_class_of_error_has_its_row() -> None:
