@@ -7,7 +7,7 @@
 -- lastcall:rate:{source}      hash   how long its outputs take: see `learn`
 -- lastcall:flow:{source}      hash   {slot of `FLOW_SECONDS`}n, …b -> outputs and bytes archived then, of the last `FLOW_SLOTS`
 -- lastcall:recent             list   the last `RECENT_KEPT` archived, newest first: when, bytes, output, key
--- lastcall:health:{source}    hash   ok when it last archived something, bad when an attempt last took `lost` seconds for nothing: see `rooms`
+-- lastcall:health:{source}    hash   what its slots were good for: see `health`
 -- lastcall:turn               how often what is in time and what is too late had to be weighed: see `claim`
 -- lastcall:owed:{source}      zset   output -> its latest start (`latest_start`): may be claimed now
 -- lastcall:later:{source}     zset   output -> not_before: owed, waiting for its next try
@@ -223,44 +223,51 @@ local function capacity()
 end
 
 local OCCUPIED_SECONDS = 5 -- an attempt that fails sooner keeps nobody waiting
-local DOUBT_SECONDS = 600 -- for so long after one that did, a source is not trusted,
-local LONGEST_REST_SECONDS = 120 -- and at most so long what is free goes to others first
+local MOST_IN_VAIN = 0.3 -- of the slots that a source is trusted with
+local LONGEST_REST_SECONDS = 120
 
--- Whether a source may be given any slot that is free, and whether it rests: it has lately kept others waiting for nothing, and for
--- each second of that every other source gets one.
+-- An attempt of a source has ended: archived, or its slot was held for so many seconds in vain. ok, bad: when that was last; lost: the
+-- seconds of the last one in vain; vain: the mean of 0 and 1 over its attempts, the newest with weight RECENT.
+local function attempted(source, archived, lost)
+  local health = P .. 'health:' .. source
+  local vain = tonumber(call('HGET', health, 'vain') or (archived and '0' or '1'))
+  call('HSET', health, 'vain', num(vain + RECENT * ((archived and 0 or 1) - vain)), archived and 'ok' or 'bad', num(now))
+  if not archived then call('HSET', health, 'lost', lost) end
+end
+
+-- Whether a source is trusted with any slot that is free; and whether it rests, since it has lately kept others waiting for
+-- nothing: each of the others gets as long.
 local function health(source, sources)
-  local ok, bad, lost = unpack(call('HMGET', P .. 'health:' .. source, 'ok', 'bad', 'lost'))
+  local ok, bad, lost, vain = unpack(call('HMGET', P .. 'health:' .. source, 'ok', 'bad', 'lost', 'vain'))
   ok, bad = tonumber(ok or '0'), tonumber(bad or '0')
   local rest = math.min(tonumber(lost or '0') * (sources - 1), LONGEST_REST_SECONDS)
-  return ok > 0 and bad + DOUBT_SECONDS < now, bad > ok and now < bad + rest
+  return ok > bad and tonumber(vain) < MOST_IN_VAIN, bad > ok and now < bad + rest
 end
 
 -- How many outputs of each of [SOURCE SLOTS]… may be claimed now, of `most` that all workers can collect; and how many are held.
--- A source that archives has its own limit only. One that has archived nothing yet, or lately held a slot in vain, is sure of its
--- share of all slots and gets more while the shares of the others are free; so a vendor that hangs or trickles never fills a worker.
+-- A source that archives has its own limit only. One that has archived nothing yet, or holds slots in vain, gets its share of all
+-- slots, and while it rests only what is left when the others have theirs: a vendor that hangs or trickles never fills a worker.
 local function rooms(lease, most, ...)
-  local sources, list = { ... }, {}
-  local held, wanted = 0, 0
-  local share = math.max(1, math.floor(most / math.max(1, #sources / 2)))
+  local sources, list, held = { ... }, {}, 0
   for i = 1, #sources, 2 do
     local one = { name = sources[i], limit = tonumber(sources[i + 1]) }
     expire_leases(one.name, lease)
     promote(one.name)
     one.held = call('ZCARD', P .. 'claimed:' .. one.name)
     held = held + one.held
-    if not stopped(one.name) then
-      one.trusted, one.rests = health(one.name, #sources / 2)
-      one.due = one.rests and 0 or math.max(0, math.min(one.limit, share) - one.held)
-      wanted = wanted + one.due
-      list[#list + 1] = one
-    end
+    if not stopped(one.name) then list[#list + 1] = one end
+  end
+  local share, wanted = math.max(1, math.floor(most / math.max(1, #list))), 0
+  for _, one in ipairs(list) do
+    one.trusted, one.rests = health(one.name, #list)
+    one.due = one.rests and 0 or math.max(0, math.min(one.limit, share) - one.held)
+    wanted = wanted + one.due
   end
   local free = math.max(1, most - held) -- who asks has one; dead workers hold theirs until their leases end
   for _, one in ipairs(list) do
-    one.room = one.limit - one.held
-    if not one.trusted and most > 0 then
-      one.room = math.min(one.room, math.max(math.min(one.due, free), free - (wanted - one.due)))
-    end
+    local limit = (one.trusted or most == 0) and one.limit or math.min(one.limit, share)
+    one.room = limit - one.held
+    if one.rests and most > 0 then one.room = math.min(one.room, free - wanted) end
   end
   return list, held
 end
@@ -542,7 +549,7 @@ function commands.archived(id, object, bytes, unproven, seconds, downloaded)
     if bound == '+Inf' or latency <= tonumber(bound) then count('ready_to_archived', source .. '|' .. bound, 1) end
   end
   count('ready_to_archived_sum', source, num(latency))
-  call('HSET', key('health', id), 'ok', num(now))
+  attempted(source, true)
   if seconds ~= '' then learn(source, tonumber(bytes), tonumber(seconds)) end
   if count_receipt(id, source) then call('INCR', P .. 'count:' .. source) end
   count('archived', source, 1)
@@ -592,7 +599,7 @@ end
 -- release (NOT_BEFORE 0, no error): given back as it was taken.
 function commands.again(id, fence, nb, err, lost)
   if not owns(id, fence) then return 0 end
-  if tonumber(lost) >= OCCUPIED_SECONDS then call('HSET', key('health', id), 'bad', num(now), 'lost', lost) end
+  if tonumber(lost) >= OCCUPIED_SECONDS then attempted(source_of(id), false, lost) end
   if err ~= '' then
     call('HSET', rec(id), 'er', err)
     note(id, err)
