@@ -114,8 +114,11 @@ def test_hosts_that_are_named_are_allowed(url):
         "https://[::1/",
         "https://api.crayon.com:port/",
         "https://api.crayon.com%2eevil.example/",
+        pytest.param("https://a" + "\u0315\u0300" * 500_000 + "/", id="a host of a million accents"),
+        pytest.param("https://api.crayon.com/" + "x" * 16_384, id="longer than any URL"),
     ],
 )
+@pytest.mark.timeout(20)
 def test_everything_else_is_refused(url):
     with pytest.raises(BlockedAddressError):
         check_url(url, source_of("https://api.crayon.com", download_hosts=HOSTS))

@@ -263,6 +263,24 @@ def test_a_refusal_whose_body_is_cut_is_still_a_refusal():
     assert (error.status, error.body) == (410, b"gone")
 
 
+HEADER = b"X: " + b"y" * 10_000 + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"HTTP/1.1 200 OK\r\n" + HEADER * 7,
+        b"HTTP/1.1 200 OK\r\nX: y\r\n" + b" folded\r\n" * 10_000,
+        b"HTTP/1.1 100 Continue\r\n\r\n" * 5_000,
+    ],
+    ids=["many", "folded", "continue"],
+)
+def test_headers_of_an_answer_are_bounded_together(raw):
+    fails(VendorUnavailableError, bare(raw + b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\none"))
+    with serving(whole(BODY, *(["X: " + "y" * 10_000] * 6))) as server:
+        assert fetch(server)[0] == BODY
+
+
 @pytest.mark.parametrize("raw", [b"", b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Le"])
 def test_no_answer_is_the_vendors_absence(raw):
     fails(VendorUnavailableError, bare(raw))

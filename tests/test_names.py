@@ -158,3 +158,22 @@ def test_no_name_takes_long_to_clean(raw):
 @pytest.mark.parametrize("charset", ["UT\0F-8", "zip", "undefined", "no-such", "punycode"])
 def test_a_charset_that_is_none_is_no_name(charset):
     assert from_content_disposition(f"attachment; filename*={charset}''%ff%00%ff.csv") is None
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "raw", ["a" + "\u0315\u0300" * 500_000 + ".csv", "é" * 1_000_000, "x/" * 500_000, "con" + " " * 1_000_000 + "x"]
+)
+def test_a_name_of_a_megabyte_is_cleaned_at_once(raw):
+    """To put a million accents in order takes hours, and no other thread runs meanwhile."""
+    name = safe_name(raw, "fallback")
+    assert len(name.encode()) <= 255
+    assert safe_name(name, "fallback") == name
+    assert safe_name(raw, "fallback") == name
+    assert safe_name("other" + raw, "fallback") != name or "/" in raw
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("unit", ['\\";', '";', ";", ";a=b", "=?a?q?b?= ", "\r\n ", "/ ", "%"])
+def test_a_header_as_long_as_headers_may_be_is_read_in_time(unit):
+    from_content_disposition('x; filename="' + unit * (65_000 // len(unit)))

@@ -42,6 +42,7 @@ _Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+MOST_URL_CHARACTERS = 16 * 1024  # signed links have some 2,000; reading a host of a million accents takes many minutes
 
 # Ranges that `ipaddress` of some Python versions takes for global: carrier-grade NAT, 6to4 relays, NAT64 for local use, and
 # the newer special registrations.
@@ -198,6 +199,8 @@ def _parse(url: str) -> Url:
     """Read `url` as the connection will read it (urllib3). requests reads it with the standard library as well: where the two
     could see two hosts, neither is believed.
     """
+    if len(url) > MOST_URL_CHARACTERS:
+        raise BlockedAddressError("the vendor points to a URL that is longer than any URL")
     try:
         parts = parse_url(url)
         agreed = _canonical(urlsplit(url).hostname or "") == _host(parts)
@@ -450,14 +453,20 @@ _watchman = _Watchman()
 
 
 class _WholeLines:
-    """Reads header lines; http.client would take the end of the connection for the end of the headers."""
+    """Reads header lines; http.client would take the end of the connection for their end, and megabytes."""
+
+    MOST_BYTES = 64 * 1024  # of all headers of one answer; servers that we know of send at most 16 KiB
 
     def __init__(self, fp: BinaryIO) -> None:
         self._fp = fp
+        self._left = self.MOST_BYTES
         self.close = fp.close
 
     def readline(self, limit: int) -> bytes:
         line = self._fp.readline(limit)
+        self._left -= len(line)
+        if self._left < 0:
+            raise http.client.HTTPException("headers without end")
         if not line.endswith(b"\n") and len(line) < limit:
             raise http.client.RemoteDisconnected("the connection ended within the headers")
         return line

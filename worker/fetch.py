@@ -15,7 +15,7 @@ from urllib.parse import urljoin
 import requests
 import urllib3
 
-from worker.connect import Watch, check_url, same_origin, transport_error
+from worker.connect import MOST_URL_CHARACTERS, Watch, check_url, same_origin, transport_error
 from worker.errors import (
     BlockedAddressError,
     IncompleteBodyError,
@@ -403,6 +403,8 @@ def _target(url: str, location: str) -> str:
     """Give the absolute URL of a Location, whose bytes http.client has read as latin-1."""
     with contextlib.suppress(UnicodeError):
         location = location.encode("latin-1").decode("utf-8")
+    if len(location) > MOST_URL_CHARACTERS:
+        raise VendorReplyError("the vendor redirected the download to something that is longer than any URL")
     try:
         return urljoin(url, location)
     except ValueError as exc:

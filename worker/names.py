@@ -13,6 +13,7 @@ from typing import Any
 
 _MAX_BYTES = 255
 _MAX_EXTENSION_BYTES = 32
+_MOST_CHARACTERS = 4096  # to put a million accents on one letter in order takes many minutes, in which nothing else runs
 _HAS_EXTENSION = re.compile(r"[^.]\.(?=[0-9_]*[A-Za-z])[A-Za-z0-9_]{1,16}\Z")
 # An .xlsx is a zip whose first member is usually its table of contents; the name stands at byte 30.
 _MAGIC = tuple(
@@ -115,7 +116,10 @@ def _plain(value: str) -> str:
 def _clean(raw: str) -> str:
     visible = "".join(char for char in raw if unicodedata.category(char) not in _INVISIBLE)
     parts = [stripped for part in re.split(r"[/\\]", visible) if (stripped := part.strip())]
-    name = unicodedata.normalize("NFC", parts[-1] if parts else "").strip()
+    name = parts[-1] if parts else ""
+    if len(name) > _MOST_CHARACTERS:
+        name = f"{name[: _MOST_CHARACTERS // 2]}~{_digest(name)}{name[-_MAX_EXTENSION_BYTES:]}"
+    name = unicodedata.normalize("NFC", name).strip()
     end = len(name)
     while end and (name[end - 1] == "." or name[end - 1].isspace()):  # a pattern would take hours over a megabyte of dots
         end -= 1
@@ -125,11 +129,15 @@ def _clean(raw: str) -> str:
     return _shorten(name)
 
 
+def _digest(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:8]
+
+
 def _shorten(name: str) -> str:
     if len(name.encode()) <= _MAX_BYTES:
         return name
     stem, dot, extension = name.rpartition(".")
     if not stem or len(extension.encode()) > _MAX_EXTENSION_BYTES:
         stem, dot, extension = name, "", ""
-    tail = f"~{hashlib.sha256(name.encode()).hexdigest()[:8]}{dot}{extension}"
+    tail = f"~{_digest(name)}{dot}{extension}"
     return stem.encode()[: _MAX_BYTES - len(tail.encode())].decode(errors="ignore") + tail

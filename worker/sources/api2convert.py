@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import structlog
 
@@ -26,7 +26,7 @@ from worker.errors import (
 from worker.model import Checksum, Job, JobState, JsonObject, Link, Output, OutputId, Shared, encode_id
 from worker.settings import Api2convertSettings
 from worker.sources.http import JsonSession, KeyAuth, Reply, retry_after, revealed
-from worker.sources.reading import Fields, Moment, receipt_copy
+from worker.sources.reading import Fields, Moment, id_of, parse_link, receipt_copy
 
 PAGE_ROWS = 50  # documented: "in any case"
 MAX_PAGES = 2000
@@ -130,7 +130,7 @@ class Api2convert:
 
     def _unseen(self, rows: list[Any], seen: set[str], swept: set[str]) -> Iterator[Job]:
         for row in rows:
-            job_id = _id_of(row)
+            job_id = id_of(row)
             key = repr(row) if job_id is None else job_id
             swept.add(key)
             if key in seen:
@@ -166,7 +166,7 @@ class Api2convert:
     def _job(self, document: Any) -> Job:
         """Make our noun of the vendor's document. Raises `VendorReplyError` where nothing can be said about the job."""
         fields = Fields(document, "job")
-        job_id = fields.need("id", fields.text("id"))
+        job_id = fields.identity("id")
         fields = Fields(document, f"job {job_id}")
         warnings: list[str] = []
         code = _status_code(fields)
@@ -211,7 +211,7 @@ class Api2convert:
 
     def _output(self, job_id: str, row: Any, document: JsonObject, modified: Moment | None, warnings: list[str]) -> Output:
         fields = Fields(row, f"job {job_id}, output")
-        output_id = fields.need("id", fields.text("id"))
+        output_id = fields.identity("id")
         fields = Fields(row, f"job {job_id}, output {output_id}")
         created = self._moment(fields, warnings, "created_at")
         moments = [moment for moment in (created, modified) if moment is not None]
@@ -254,12 +254,7 @@ class Api2convert:
         if (withheld := _withheld(_word(fields, []), fields.where)) is not None:
             raise withheld
         uri = fields.need("uri", fields.text("uri", "download_uri"))
-        try:
-            parts = urlsplit(uri)
-        except ValueError as exc:
-            raise fields.wrong("uri", "is not a link") from exc
-        if parts.scheme not in {"http", "https"}:
-            raise fields.wrong("uri", "is not a link")
+        parts = parse_link(uri, f"{fields.where}: uri")
         headers = {"Accept": "*/*"}
         if (password := self._settings.download_password) is not None:
             headers["X-Api2convert-Download-Password"] = revealed(password.reveal)
@@ -319,7 +314,7 @@ class Api2convert:
         document = self._document(output.job_id)
         where = f"job {output.job_id}, output {output.output_id}"
         for row in _output_rows(Fields(document, f"job {output.job_id}")):
-            if _id_of(row) == output.output_id:
+            if id_of(row) == output.output_id:
                 return Fields(row, where)
         # Absence from a list proves nothing; the output's own address does.
         reply = self._session.get(where, f"/jobs/{encode_id(output.job_id)}/output/{encode_id(output.output_id)}")
@@ -328,14 +323,6 @@ class Api2convert:
         if not reply.ok:
             raise reply.unexpected()
         return Fields(reply.json(), where)
-
-
-def _id_of(row: Any) -> str | None:
-    """Give the id of a job or an output, None where it cannot be read."""
-    try:
-        return Fields(row, "row").text("id") or None
-    except VendorReplyError:
-        return None
 
 
 def _status_code(fields: Fields) -> str:

@@ -5,6 +5,7 @@ What cannot be read raises `VendorReplyError` naming the record and the field, n
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -12,7 +13,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import Any, TypeVar
+from urllib.parse import SplitResult, urlsplit
 
+from worker.connect import MOST_URL_CHARACTERS
 from worker.errors import VendorReplyError
 from worker.model import JsonObject
 
@@ -27,6 +30,7 @@ _TIME = re.compile(
     re.ASCII | re.IGNORECASE,
 )
 _INTEGER = re.compile(r"[+-]?\d{1,400}", re.ASCII)
+_MOST_ID_CHARACTERS = 4096  # no key can be made of a quarter of that, which a person is told; more only fills the log
 _LINK = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _WORD = re.compile(r"\S+")
 # What no document may bring into a receipt, whichever vendor's it is; compared without regard to case, _ and -.
@@ -139,6 +143,17 @@ def receipt_copy(document: JsonObject, drop: Collection[str] = ()) -> JsonObject
     return result if size <= _MAX_KEPT_BYTES else {"omitted": f"the vendor's document, {size} bytes"}
 
 
+def parse_link(text: str, where: str) -> SplitResult:
+    """Read a link that a vendor gave: absolute, http or https. Raises `VendorReplyError` naming `where`."""
+    parts = None
+    if len(text) <= MOST_URL_CHARACTERS:
+        with contextlib.suppress(ValueError):
+            parts = urlsplit(text)
+    if parts is None or parts.scheme not in {"http", "https"} or not parts.netloc:
+        raise VendorReplyError(f"{where} is not a link")
+    return parts
+
+
 class Fields:
     """One JSON object, read field by field. `where` names it in messages (``job 2206923``).
 
@@ -168,6 +183,13 @@ class Fields:
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
         raise self.wrong(names[0], "is not text")
+
+    def identity(self, *names: str) -> str:
+        """Give an id, which must be there; as `text`, of at most 4,096 characters."""
+        value = self.need(names[0], self.text(*names))
+        if len(value) > _MOST_ID_CHARACTERS:
+            raise self.wrong(names[0], "is longer than any id")
+        return value
 
     def integer(self, *names: str) -> int | None:
         """Give an integer, also where it came as ``3.0`` or ``"3"``."""
@@ -241,6 +263,14 @@ class Fields:
     def wrong(self, name: str, what: str) -> VendorReplyError:
         """Give the error that says what is wrong with a field."""
         return VendorReplyError(f"{self.where}: {name} {what}")
+
+
+def id_of(row: Any) -> str | None:
+    """Give the ``id`` of a job, a task or an output, None where it cannot be read."""
+    try:
+        return Fields(row, "row").identity("id")
+    except VendorReplyError:
+        return None
 
 
 def _loosely(name: str) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 import structlog
 
@@ -34,7 +34,7 @@ from worker.errors import (
 from worker.model import Job, JobState, JsonObject, Link, Output, OutputId, Shared, encode_id
 from worker.settings import SpaazaSettings
 from worker.sources.http import JsonSession, KeyAuth, Reply, retry_after
-from worker.sources.reading import Fields, Moment, parse_json, receipt_copy
+from worker.sources.reading import Fields, Moment, id_of, parse_json, parse_link, receipt_copy
 
 PAGE_ROWS = 50
 MAX_PAGES = 2000
@@ -103,7 +103,7 @@ class Spaaza:
             rows = self._page(offset, PAGE_ROWS)
             news = 0
             for row in rows:
-                task_id = _id_of(row)
+                task_id = id_of(row)
                 key = repr(row) if task_id is None else task_id
                 if key not in seen:
                     seen.add(key)
@@ -153,7 +153,7 @@ class Spaaza:
 
     def _task(self, document: Any) -> _Task:
         fields = Fields(document, "task")
-        task_id = fields.need("id", fields.text("id"))
+        task_id = fields.identity("id")
         fields = Fields(document, f"task {task_id}")
         target = fields.child("target")
         # The list is asked for exports alone, so one that doesn't say what it is counts as one; minting will tell.
@@ -239,12 +239,7 @@ class Spaaza:
         if not isinstance(url, str) or not url.strip():
             raise self._task_refusal(reply, task_id)
         url = url.strip()
-        try:
-            parts = urlsplit(url)
-        except ValueError as exc:
-            raise VendorReplyError(f"link of task {task_id}: not a URL") from exc
-        if parts.scheme not in {"http", "https"} or not parts.netloc:
-            raise VendorReplyError(f"link of task {task_id}: not a web address")
+        parts = parse_link(url, f"link of task {task_id}: url")
         life, left = self._life(parts.query, reply)
         link = Link(
             url=url,
@@ -391,14 +386,6 @@ def _json_or_none(reply: Reply) -> Any:
     """Give the body as JSON, None where it is none: a refusal may come as plain text."""
     try:
         return parse_json(reply.body, reply.call)
-    except VendorReplyError:
-        return None
-
-
-def _id_of(row: Any) -> str | None:
-    """Give the id of a row of the list, None where it cannot be read."""
-    try:
-        return Fields(row, "row").text("id") or None
     except VendorReplyError:
         return None
 
