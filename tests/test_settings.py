@@ -99,6 +99,7 @@ def test_all_problems_are_reported_at_once_each_with_its_path() -> None:
         "sources.one.name: unknown key",
         "redis_url: expected redis://host:port/0, rediss://host:port/0 or sentinel://host:port,host:port/master",
         "archive.bucket: not the name of a bucket; a path within it belongs into prefix, a host into endpoint_url",
+        "archive.secret_access_key: missing; access_key_id and secret_access_key go together",
         "worker.lease: must be at least 2s",
         "worker.concurrency: expected a whole number",
         'worker.spool_bytes: expected a size such as "64MiB" or "5GiB"',
@@ -160,7 +161,7 @@ def test_the_redis_url_of_the_environment_wins(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "no such file; copy config/example.toml"),
+        (None, "no such file; `lastcall init` writes one"),
         (b"\xff\xfe", "cannot be read (UnicodeDecodeError)"),
         (b"[archive", "not TOML: Expected"),
     ],

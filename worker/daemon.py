@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from worker.alerts import Heartbeat
+from worker.alone import Alone
 from worker.archive import Archive
 from worker.connect import Session, open_session
 from worker.keeper import Keeper
@@ -45,8 +46,11 @@ class Daemon:
         return digest(source, f"lastcall fingerprint {epoch}").hex()
 
 
-def open_daemon(settings: Settings) -> Daemon:
-    """Open all rooms. Nothing is called yet: an unreachable Redis, bucket or vendor shows at its first use."""
+def open_daemon(settings: Settings, *, alone: bool = False) -> Daemon:
+    """Open all rooms. Nothing is called yet: an unreachable Redis, bucket or vendor shows at its first use.
+
+    `alone`: sources share nothing with other workers, and need no Redis.
+    """
     worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
     stop = threading.Event()
     ledger = Ledger(settings.redis_url.reveal(), lease=settings.worker.lease, worker=worker)
@@ -58,7 +62,12 @@ def open_daemon(settings: Settings) -> Daemon:
         keeper=Keeper(ledger, stop, slots=settings.worker.concurrency, grace=STOP_GRACE),
         heartbeat=Heartbeat(settings.alerts),
         sources={
-            name: open_source(source, SealedShared(source, ledger.shared(name, source.requests_per_second, stop)))
+            name: open_source(
+                source,
+                Alone(name, source.requests_per_second)
+                if alone
+                else SealedShared(source, ledger.shared(name, source.requests_per_second, stop)),
+            )
             for name, source in enabled.items()
         },
         sessions={name: open_session(source) for name, source in enabled.items()},

@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, cast
 from urllib.parse import SplitResult, urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -28,6 +28,7 @@ from pydantic import (
     Field,
     ModelWrapValidatorHandler,
     Strict,
+    TypeAdapter,
     ValidationError,
     model_validator,
 )
@@ -231,16 +232,20 @@ class _Table(BaseModel):
             if not wrong or not isinstance(value, dict):
                 raise
             problems = [_detail(error["type"], error["loc"], error.get("ctx", {})) for error in exc.errors()]
-            try:
-                table = handler({key: item for key, item in value.items() if key not in wrong})
-            except ValidationError:  # a required key is wrong or missing, so that the rules have nothing to go by
-                raise exc from None
+            table = cls._without({key: item for key, item in value.items() if key not in wrong})
         for key, what in table.rules():
             if key not in wrong:
                 problems.append(_detail("value_error", (key,), {"error": ValueError(what)}))
         if problems:
             raise ValidationError.from_exception_data(cls.__name__, problems)
         return table
+
+    @classmethod
+    def _without(cls, right: Mapping[str, Any]) -> Self:
+        """Give a table of these keys alone, which are right by themselves. No rule is about a key that is required."""
+        types = {key: TypeAdapter(info.rebuild_annotation()) for key, info in cls.model_fields.items() if key in right}
+        made = cls.model_construct(**{key: known.validate_python(right[key]) for key, known in types.items()})
+        return cast("Self", made)
 
 
 def _detail(kind: str, location: tuple[int | str, ...], context: dict[str, Any]) -> InitErrorDetails:
@@ -524,6 +529,20 @@ class CrayonSettings(_SourceTable):
 
 SourceSettings: TypeAlias = SellercloudSettings | Api2convertSettings | SpaazaSettings | CrayonSettings
 VENDORS = ("sellercloud", "api2convert", "spaaza", "crayon")
+_TABLES: dict[str, type[_SourceTable]] = dict(
+    zip(VENDORS, (SellercloudSettings, Api2convertSettings, SpaazaSettings, CrayonSettings), strict=True)
+)
+
+
+def required_secrets(vendor: str) -> list[str]:
+    """Name the secrets that an account at `vendor` needs."""
+    table = _TABLES[vendor]
+    return [key for key in table.secret_keys if table.model_fields[key].is_required()]
+
+
+def needs_base_url(vendor: str) -> bool:
+    """Whether accounts at `vendor` have a base URL of their own."""
+    return _TABLES[vendor].model_fields["base_url"].is_required()
 
 
 class Settings(_Table):
@@ -605,7 +624,7 @@ def load(path: Path | None = None) -> Settings:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as exc:
         raise ConfigurationError(
-            [f"{path}: no such file; copy config/example.toml, or name yours with --config or $LASTCALL_CONFIG"]
+            [f"{path}: no such file; `lastcall init` writes one, --config or $LASTCALL_CONFIG names another"]
         ) from exc
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigurationError([f"{path}: cannot be read ({type(exc).__name__})"]) from exc

@@ -210,7 +210,9 @@ class Bucket:
         except (botocore_exceptions.ParamValidationError, botocore_exceptions.NoRegionError) as exc:
             raise ArchiveRefusedError(f"{operation}: the settings of [archive] cannot be sent ({type(exc).__name__})") from exc
         except _TRANSPORT as exc:
-            raise ArchiveUnavailableError(f"S3 did not answer {operation} ({type(exc).__name__})") from exc
+            unreached = isinstance(exc, botocore_exceptions.EndpointConnectionError | botocore_exceptions.ConnectTimeoutError)
+            hint = "; does it run, and are archive.endpoint_url and archive.region right?" if unreached else ""
+            raise ArchiveUnavailableError(f"S3 did not answer {operation} ({type(exc).__name__}){hint}") from exc
 
     def _answer(self, client: Any, operation: str, params: dict[str, Any]) -> Any:
         """Send it directly where that will do, else by the client; where the client alone succeeds, no more directly."""
