@@ -16,6 +16,7 @@ import hypothesis
 import pytest
 import redis
 
+from tests.browser import CHROMIUM, Chromium, Page
 from worker.demo.embedded import RedisServer, S3Server, redis_executable, wait_until
 from worker.errors import ConfigurationError
 from worker.settings import ArchiveSettings
@@ -112,6 +113,21 @@ def archive_settings(s3_url: str, bucket: str) -> ArchiveSettings:
             "secret_access_key": "dummy",
         }
     )
+
+
+@pytest.fixture(scope="session")
+def _shared_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed; `make tools` installs it")
+    with Chromium(tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(_shared_browser: Chromium) -> Iterator[Page]:
+    """Give a tab of a real browser with nothing in it: no cookie, no history."""
+    with _shared_browser.page() as page:
+        yield page
 
 
 @pytest.fixture

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.web.kept import Kept
 from tests.web.story import Web, open_ledger
 from worker.ledger import Ledger
+from worker.settings import ArchiveSettings
 
 
 @pytest.fixture
@@ -30,3 +32,8 @@ def start_web(tmp_path: Path, redis_url: str) -> Iterator[Callable[..., Web]]:
 @pytest.fixture
 def ledger(redis_url: str) -> Ledger:
     return open_ledger(redis_url)
+
+
+@pytest.fixture
+def kept(archive_settings: ArchiveSettings) -> Kept:
+    return Kept(archive_settings)

@@ -30,15 +30,15 @@ api_key = "dummy"
 class Web(Child):
     """``lastcall web`` on a port of its own."""
 
-    def __init__(self, folder: Path, redis_url: str, *, web: str = "", sources: str = SOURCES) -> None:
+    def __init__(
+        self, folder: Path, redis_url: str, *, web: str = "", sources: str = SOURCES, archive: str = 'bucket = "exports"'
+    ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         folder.mkdir(exist_ok=True)
         config = folder / "lastcall.toml"
         config.write_text(
-            f'redis_url = "{redis_url}"\n'
-            '[archive]\nbucket = "exports"\n'
-            f'[web]\nlisten = "127.0.0.1:{self.port}"\n{web}\n{sources}'
+            f'redis_url = "{redis_url}"\n[archive]\n{archive}\n[web]\nlisten = "127.0.0.1:{self.port}"\n{web}\n{sources}'
         )
         super().__init__("web", [sys.executable, "-m", "worker", "web"], folder, environment={"LASTCALL_CONFIG": str(config)})
 

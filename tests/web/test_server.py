@@ -12,6 +12,7 @@ from datetime import timedelta
 import pytest
 import requests
 
+from tests.web.kept import Kept
 from tests.web.story import Web, open_ledger, output, tell_story
 from worker.demo.embedded import RedisServer
 from worker.ledger import Ledger
@@ -229,6 +230,47 @@ def test_the_board_stays_quick_with_5000_owed(start_web: Callable[..., Web], led
     assert (len(board["outputs"]["rows"]), board["outputs"]["more"]) == (200, 4_800)
     deadlines = [row["deadline"] for row in board["outputs"]["rows"]]
     assert deadlines == sorted(deadlines)
+
+
+def test_a_kept_file_is_given_to_the_board_alone(start_web: Callable[..., Web], ledger: Ledger, kept: Kept) -> None:
+    """A page elsewhere that uses the link, as the source of a script say, comes without the cookie or says where it began."""
+    one = kept.put("export.csv", b"secret,rows")
+    web = start_web(archive=kept.table, web=PASSWORD)
+    right, link = ("operator", "correct horse"), {"params": {"output": str(one.id)}, "allow_redirects": False}
+    here = web.get("/", auth=right)
+    assert "HttpOnly" in here.headers["Set-Cookie"]
+    assert "SameSite=Strict" in here.headers["Set-Cookie"]
+    cookies = here.cookies.get_dict()
+    assert web.get("/open", cookies=cookies, **link).status_code == 401
+    for headers, more in (
+        ({}, {}),
+        *(({"Sec-Fetch-Site": site}, {"cookies": cookies}) for site in ("cross-site", "same-site")),
+    ):
+        reply = web.get("/open", auth=right, headers=headers, **more, **link)
+        assert (reply.status_code, reply.text) == (403, "Open this file from the board.")
+    given = web.get("/open", auth=right, cookies=cookies, headers={"Sec-Fetch-Site": "same-origin"}, **link)
+    assert (given.status_code, given.headers["Cache-Control"], given.text) == (303, "no-store", "")
+    saved = requests.get(given.headers["Location"], timeout=5)
+    assert (saved.content, saved.headers["Content-Disposition"]) == (b"secret,rows", "attachment; filename*=UTF-8''export.csv")
+    assert "X-Amz-Expires=300" in given.headers["Location"]
+    for name, status, words in (
+        ("acme-exports/9/9", 404, "acme-exports/9/9 has no receipt in the bucket."),
+        ("../../x", 404, "%2E%2E/%2E%2E/x has no receipt in the bucket."),
+        ("nonsense", 404, "This is not an output; expected SOURCE/JOB_ID/OUTPUT_ID."),
+    ):
+        reply = web.get("/open", auth=right, cookies=cookies, params={"output": name})
+        assert (reply.status_code, reply.text) == (status, words)
+    assert "amz" not in web.log.read_text().lower()
+
+
+def test_a_bucket_that_refuses_is_told_in_words(start_web: Callable[..., Web], ledger: Ledger) -> None:
+    """The board goes on: only the click needs the bucket and its credentials."""
+    table = 'bucket = "exports"\naccess_key_id = { env = "NOT_SET" }\nsecret_access_key = { env = "NOT_SET" }'
+    web = start_web(archive=table)
+    assert web.get("/api/board").status_code == 200
+    reply = web.get("/open", cookies={"lastcall-board": "open"}, params={"output": "acme-exports/1/1"})
+    assert (reply.status_code, reply.headers["Content-Type"]) == (503, "text/plain; charset=utf-8")
+    assert reply.text == "the bucket's credentials cannot be read: environment variable NOT_SET is not set"
 
 
 def test_it_ends_with_sigterm(start_web: Callable[..., Web]) -> None:

@@ -138,7 +138,7 @@ class Archive:
         return aborted
 
     def presign(self, key: str, life: timedelta) -> str:
-        """A URL for one GET of `key`."""
+        """A URL for GETs of `key`, which a browser saves and never shows: what a vendor made must not run as a page."""
         seconds = int(min(life, _LONGEST_PRESIGN).total_seconds())
         return str(self._bucket.presign(key, seconds))
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol, TypeVar, runtime_checkable
+from urllib.parse import quote
 
 import boto3.session
 import structlog
@@ -323,9 +324,10 @@ class Bucket:
             yield from page.get("Contents", ())
 
     def presign(self, key: str, seconds: int) -> str:
-        """A URL for one GET of `key`, good for `seconds`."""
-        url = self.client().generate_presigned_url("get_object", Params={"Bucket": self.name, "Key": key}, ExpiresIn=seconds)
-        return str(url)
+        """A URL for GETs of `key` as an attachment under its own name, good for `seconds`."""
+        saved_as = f"attachment; filename*=UTF-8''{quote(key.rpartition('/')[2], safe='')}"
+        what = {"Bucket": self.name, "Key": key, "ResponseContentDisposition": saved_as}
+        return str(self.client().generate_presigned_url("get_object", Params=what, ExpiresIn=seconds))
 
     def _read(self, key: str, lease: Lease | None, work: Callable[[], T]) -> T | None:
         def attempt() -> T | None:

@@ -15,12 +15,13 @@ from typing import Generic, TypeVar
 from worker import forecast
 from worker.errors import LedgerUnavailableError
 from worker.forecast import Forecast
-from worker.ledger import Ledger, Record, SourceStatus
+from worker.ledger import Flow, Kept, Ledger, Record, SourceStatus
 from worker.model import JsonObject, OutputState, timestamp
 from worker.settings import Settings
 
 ROWS = 200  # as many bars as one can look at, and as a page draws without a stutter
 _PEOPLE_ROWS = 50  # of lost and of held ones
+_HOUR = timedelta(hours=1) // Flow.SLOT
 _COUNTS = ("owed", "claimed", "archived", "lost", "acknowledged", "held", "empty", "at_risk", "overdue")
 
 _T = TypeVar("_T")
@@ -45,7 +46,7 @@ class Reading(Generic[_T]):
         if self._last is not None and time.monotonic() - self._read_at < self._fresh_seconds:
             return self._last
         if self._going_on is None:
-            self._going_on = asyncio.wrap_future(_in_thread(self._read))
+            self._going_on = asyncio.wrap_future(in_thread(self._read))
             self._going_on.add_done_callback(self._ended)
         try:
             return await asyncio.wait_for(asyncio.shield(self._going_on), self._patience_seconds)
@@ -58,7 +59,7 @@ class Reading(Generic[_T]):
             self._last, self._read_at = reading.result(), time.monotonic()
 
 
-def _in_thread(read: Callable[[], _T]) -> Future[_T]:
+def in_thread(read: Callable[[], _T]) -> Future[_T]:
     """Run it in a thread that keeps nobody from ending the process, as those of an executor would while Redis hangs."""
     future: Future[_T] = Future()
 
@@ -80,33 +81,37 @@ def health(ledger: Ledger) -> JsonObject:
     return {"ok": False, "reason": "; ".join(reasons), **found} if reasons else {"ok": True, **found}
 
 
-def board(ledger: Ledger, settings: Settings) -> JsonObject:
-    """Give what the board shows now. Raises `LedgerUnavailableError`.
+def board(ledger: Ledger, settings: Settings, chosen: str | None) -> JsonObject:
+    """Give what the board shows now; `chosen` is the one source whose owed and archived outputs it shows, None for all.
 
-    Only the most urgent `ROWS` outputs are read in full, however many are owed.
+    Raises `LedgerUnavailableError`. Only the most urgent `ROWS` outputs are read, however many are owed.
     """
     now, at_risk = ledger.now(), settings.worker.at_risk
     rows = {source: ledger.status(source, at_risk) for source in settings.sources}
+    shown = [chosen] if chosen else list(rows)
     owed: dict[str, Record] = {}
+    for source in shown:
+        for state in (OutputState.OWED, OutputState.CLAIMED):  # claimed last: an output may change between the two
+            owed |= {str(record.output.id): record for record in ledger.records(source, state, ROWS)}
     lost: list[Record] = []
     held: list[Record] = []
     for source, row in rows.items():
-        for state in (OutputState.OWED, OutputState.CLAIMED):  # claimed last: an output may change between the two
-            owed |= {str(record.output.id): record for record in itertools.islice(ledger.records(source, state), ROWS)}
         # Acknowledged losses come after those that are not.
-        lost += itertools.islice(ledger.records(source, OutputState.LOST), min(row.lost, _PEOPLE_ROWS))
-        held += itertools.islice(ledger.records(source, OutputState.HELD), min(row.held, _PEOPLE_ROWS))
+        lost += itertools.islice(ledger.records(source, OutputState.LOST, _PEOPLE_ROWS), row.lost)
+        held += ledger.records(source, OutputState.HELD, _PEOPLE_ROWS)
     totals = {key: sum(getattr(row, key) for row in rows.values()) for key in _COUNTS}
+    open_ = sum(rows[source].owed + rows[source].claimed for source in shown)
     outlook = forecast.read(ledger, settings, rows)
     return {
         "now": timestamp(now),
-        "health": health(ledger),
+        "health": {key: value for key, value in health(ledger).items() if key != "beat_at"},  # which changes at each tick
         "at_risk_seconds": at_risk.total_seconds(),
         "totals": {**totals, "forecast": outlook.to_json()},
-        "sources": [_source(settings, name, row, outlook) for name, row in rows.items()],
-        "outputs": _most_urgent(list(owed.values()), ROWS, totals["owed"] + totals["claimed"], now, at_risk),
+        "sources": [_source(settings, name, row, outlook, ledger.flow(name)) for name, row in rows.items()],
+        "outputs": _most_urgent(list(owed.values()), ROWS, open_, now, at_risk),
         "lost": _most_urgent(lost, _PEOPLE_ROWS, totals["lost"], now, at_risk),
         "held": _most_urgent(held, _PEOPLE_ROWS, totals["held"], now, at_risk),
+        "archived": [_kept(kept) for kept in ledger.recent() if kept.output.source in shown],
     }
 
 
@@ -115,11 +120,27 @@ def _most_urgent(records: list[Record], most: int, total: int, now: datetime, at
     return {"rows": [_output(record, now, at_risk) for record in shown], "more": max(0, total - len(shown))}
 
 
-def _source(settings: Settings, name: str, row: SourceStatus, outlook: Forecast) -> JsonObject:
+def _source(settings: Settings, name: str, row: SourceStatus, outlook: Forecast, flow: tuple[Flow, ...]) -> JsonObject:
     fields = {key: timestamp(value) if isinstance(value, datetime) else value for key, value in asdict(row).items()}
     configured = settings.sources[name]
     figure = outlook.sources[name].to_json() if name in outlook.sources else None
-    return {"name": name, "vendor": configured.vendor, "enabled": configured.enabled, **fields, "forecast": figure}
+    rest = {"forecast": figure, "flow": [slot.outputs for slot in flow], "hour": _sum(flow[-_HOUR:]), "day": _sum(flow)}
+    return {"name": name, "vendor": configured.vendor, "enabled": configured.enabled, **fields, **rest}
+
+
+def _sum(flow: tuple[Flow, ...]) -> JsonObject:
+    return {"outputs": sum(slot.outputs for slot in flow), "size": sum(slot.size for slot in flow)}
+
+
+def _kept(kept: Kept) -> JsonObject:
+    return {
+        "id": str(kept.output),
+        "source": kept.output.source,
+        "job_id": kept.output.job_id,
+        "filename": kept.key.rpartition("/")[2],
+        "size": kept.size,
+        "archived_at": timestamp(kept.archived_at),
+    }
 
 
 def _output(record: Record, now: datetime, at_risk: timedelta) -> JsonObject:

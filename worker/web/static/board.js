@@ -1,25 +1,30 @@
 // Draws what /api/board says, every two seconds, and lets the clocks tick in between. Everything that comes from a vendor is
-// text: it goes through textContent and nothing else.
+// text: it goes through `shown` into textContent, and nothing else.
 "use strict";
 
 const EVERY_MS = 2000;
+const EVERY_UNSEEN_MS = 30000; // the title and the icon of a tab in the background go on telling
 const PATIENCE_MS = 8000;
+const FIRST_ROWS = { outputs: 25, archived: 10 };
 const TOTALS = [
-  ["archived", "archived", ""],
-  ["claimed", "being collected", "busy"],
-  ["owed", "owed", ""],
-  ["at_risk", "at risk", "soon"],
-  ["overdue", "overdue", "bad"],
-  ["held", "held", "soon"],
   ["lost", "lost", "bad"],
+  ["held", "held", "soon"],
+  ["overdue", "overdue", "bad"],
+  ["at_risk", "at risk", "soon"],
+  ["owed", "owed", ""],
+  ["claimed", "being collected", "busy"],
+  ["archived", "archived", ""],
 ];
 const URGENCY = { overdue: "overdue", "at-risk": "at risk", fine: "in time" };
 
 const byId = (id) => document.getElementById(id);
 const ticking = new Map(); // element → how to write it anew for a moment in time
+const unfolded = new Set(); // lists that are shown as far as they were read
 let clockAheadMs = 0; // of this computer's clock over the ledger's
 let lastGoodAt = null;
-let knownLost = null;
+let last = null; // the board that stands
+let tag = null; // its ETag
+let source = new URLSearchParams(location.search).get("source") || "";
 
 // --- words -----------------------------------------------------------------------------------------------------------
 
@@ -38,9 +43,27 @@ function span(ms) {
   return parts.join(" ");
 }
 
+/** "820 B", "3.4 GiB". */
+function bytes(size) {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  const power = Math.min(units.length - 1, size < 1 ? 0 : Math.floor(Math.log2(size) / 10));
+  const value = size / 1024 ** power;
+  return `${power && value < 10 ? value.toFixed(1) : Math.round(value)} ${units[power]}`;
+}
+
 const number = (value) => value.toLocaleString("en");
+const outputs = (count) => `${number(count)} output${count === 1 ? "" : "s"}`;
 const local = (at) => new Date(at).toLocaleString([], { dateStyle: "medium", timeStyle: "medium" });
 const ledgerNow = () => Date.now() - clockAheadMs;
+const ago = (at, now) => `${span(Math.max(0, now - Date.parse(at)))} ago`;
+
+/** A stranger's text with what would be unseen, or would turn the reading direction, spelt out: "invoice[U+202E]fdp.exe". */
+function shown(text) {
+  const unseen = /[\u0000-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g;
+  return text.replace(unseen, (one) => `[U+${one.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}]`);
+}
+
+const nameOf = (row) => shown(row.filename || `job ${row.job_id}`);
 
 function left(deadline, now) {
   const ms = Date.parse(deadline) - now;
@@ -55,8 +78,8 @@ function deadlineWords(deadline, now) {
 // --- small parts of the page -----------------------------------------------------------------------------------------
 
 /** An element with this class and this text. */
-function element(tag, name, text) {
-  const made = document.createElement(tag);
+function element(tag_, name, text) {
+  const made = document.createElement(tag_);
   if (name) made.className = name;
   if (text !== undefined) made.textContent = text;
   return made;
@@ -65,6 +88,13 @@ function element(tag, name, text) {
 /** Change a text only when it differs, so that neither a selection nor a screen reader is disturbed. */
 function write(node, text) {
   if (node.textContent !== text) node.textContent = text;
+}
+
+/** Write a sentence of ours, in which `…` is a command. */
+function prose(node, text) {
+  if (node.dataset.text === text) return;
+  node.dataset.text = text;
+  node.replaceChildren(...text.split("`").map((part, index) => (index % 2 ? element("code", "", part) : part)));
 }
 
 /** Keep a text right from second to second. */
@@ -97,23 +127,91 @@ function arrange(parent, rows, key, make, update) {
   }
 }
 
-function showMore(node, more, what) {
-  node.hidden = more === 0;
-  write(node, more ? `and ${number(more)} more: ${what}` : "");
+/** Give the rows of a list that are shown now, and let its button show the others. */
+function unfold(list, rows) {
+  const most = unfolded.has(list) ? rows.length : FIRST_ROWS[list];
+  const button = byId(`${list}-further`);
+  button.hidden = rows.length <= most;
+  write(button, `Show ${number(rows.length - most)} more`);
+  return rows.slice(0, most);
+}
+
+/** A command to type, with a button that copies it. */
+function command(text) {
+  const line = element("li");
+  const code = element("code", "", text);
+  const button = element("button", "copy", "Copy");
+  button.type = "button";
+  button.setAttribute("aria-label", `Copy: ${text}`);
+  button.addEventListener("click", async () => {
+    let done = "Copied";
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch {
+      getSelection().selectAllChildren(code); // a page without TLS may not write there
+      done = "Selected";
+    }
+    write(button, done);
+    write(byId("said"), `${done}: ${text}`);
+    setTimeout(() => write(button, "Copy"), 2000);
+  });
+  line.append(code, button);
+  return line;
+}
+
+/** The archived outputs of a day, slot by slot; without a scale, since the words beside it have the numbers. */
+function drawSpark(svg, flow) {
+  const highest = Math.max(1, ...flow);
+  let path = "";
+  flow.forEach((count, slot) => {
+    const height = count ? Math.max(2, (26 * count) / highest) : 0;
+    if (height) path += `M${slot} 28v-${height.toFixed(1)}h1v${height.toFixed(1)}z`;
+  });
+  svg.firstElementChild.setAttribute("d", path);
+}
+
+function makeSpark(slots) {
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  svg.setAttribute("class", "spark");
+  svg.setAttribute("viewBox", `0 0 ${slots} 28`);
+  svg.setAttribute("preserveAspectRatio", "none");
+  svg.setAttribute("aria-hidden", "true"); // the words beside it say it
+  svg.append(document.createElementNS("http://www.w3.org/2000/svg", "path"));
+  return svg;
 }
 
 // --- the parts of the board ------------------------------------------------------------------------------------------
 
-function drawHealth(board) {
-  const { health } = board;
+function drawHealth({ health }) {
+  const workers = `${number(health.workers)} worker${health.workers === 1 ? "" : "s"} alive`;
   const node = byId("health");
   node.className = `health ${health.ok ? "well" : "ill"}`;
-  const workers = `${health.workers} worker${health.workers === 1 ? "" : "s"} alive`;
-  if (health.ok) tick(node, (now) => `${workers}, beat ticked ${span(Math.max(0, now - Date.parse(health.beat_at)))} ago`);
-  else {
-    ticking.delete(node);
-    write(node, health.reason);
-  }
+  write(node, health.ok ? `live · ${workers}, beat ticks` : `${workers}${health.workers ? ", beat is silent" : ""}`);
+  byId("silence").hidden = health.ok;
+  prose(byId("silence"), health.ok ? "" : `Outputs are not being collected as they should: ${health.reason}. Deadlines go on.`);
+}
+
+/** One sentence for whoever was woken. It is read aloud when it changes, so it holds nothing that changes all the time. */
+function drawVerdict({ totals, sources, health }) {
+  const needed = [totals.lost ? `${outputs(totals.lost)} lost` : "", totals.held ? `${outputs(totals.held)} held` : ""].filter(Boolean);
+  const paused = sources.filter((one) => one.paused_until).map((one) => one.name);
+  const words = [];
+  if (needed.length) words.push(`You are needed: ${needed.join(" and ")}.`);
+  if (totals.overdue) words.push(`${outputs(totals.overdue)} overdue.`);
+  if (totals.at_risk > totals.overdue) words.push(`${outputs(totals.at_risk - totals.overdue)} at risk.`);
+  if (paused.length) words.push(`Paused: ${paused.join(", ")}.`);
+  const bad = totals.lost || totals.held || totals.overdue;
+  if (!words.length) words.push(health.ok ? "All is well." : "Nothing is late yet.");
+  byId("verdict").parentElement.className = `verdict ${bad ? "bad" : words[0] === "All is well." ? "well" : "soon"}`;
+  write(byId("verdict"), words.join(" "));
+  const deadlines = sources.map((one) => one.nearest_deadline).filter(Boolean).sort();
+  tick(byId("verdict-more"), (now) => {
+    if (!deadlines.length) return "Nothing is owed.";
+    return bad || totals.at_risk ? "" : `${number(totals.owed + totals.claimed)} owed, nearest ${deadlineWords(deadlines[0], now)}.`;
+  });
+  const worst = totals.lost ? `${totals.lost} lost` : totals.overdue ? `${totals.overdue} overdue` : `${totals.owed + totals.claimed} owed`;
+  document.title = `${worst} · lastcall`;
+  byId("icon").href = bad || !health.ok ? "static/alarm.svg" : "static/icon.svg";
 }
 
 function drawTotals(totals) {
@@ -140,7 +238,7 @@ function drawForecast({ forecast }) {
   write(node, `Forecast: ${forecast.text}.`);
 }
 
-function drawCases(section, { rows, more }, total, command) {
+function drawCases(section, { rows, more }, total, all) {
   section.hidden = total === 0;
   write(section.querySelector(".count"), number(total));
   arrange(
@@ -149,40 +247,44 @@ function drawCases(section, { rows, more }, total, command) {
     (row) => row.id,
     (row) => {
       const item = element("li");
+      const title = element("p", "name");
+      title.append(element("bdi"), ` · ${row.source}`);
       const commands = element("ul");
       commands.setAttribute("aria-label", "What to do");
-      for (const text of row.commands) {
-        const line = element("li");
-        line.append(element("code", "", text));
-        commands.append(line);
-      }
-      item.append(element("p", "name"), element("p", "why"), commands);
+      commands.append(...row.commands.map(command));
+      item.append(title, element("p", "why"), commands);
       return item;
     },
     (item, row) => {
-      write(item.children[0], `${row.filename || `job ${row.job_id}`} · ${row.source}`);
-      tick(item.children[1], (now) => `${row.last_error || "no reason given"} (${deadlineWords(row.deadline, now)})`);
+      write(item.children[0].firstElementChild, nameOf(row));
+      tick(item.children[1], (now) => `${shown(row.last_error || "no reason given")} (${deadlineWords(row.deadline, now)})`);
     },
   );
-  showMore(section.querySelector(".more"), more, command);
+  const rest = section.querySelector(".more");
+  rest.hidden = more === 0;
+  prose(rest, more ? `and ${number(more)} more: \`${all}\`` : "");
 }
 
 function stateWords(row, now) {
   if (row.state === "claimed") return ["being collected", row.attempts > 1 ? `, attempt ${row.attempts}` : ""];
   const waits = row.not_before && Date.parse(row.not_before) > now ? `, next try in ${span(Date.parse(row.not_before) - now)}` : "";
-  return [URGENCY[row.urgency], `${waits}${row.last_error ? `: ${row.last_error}` : ""}`];
+  return [URGENCY[row.urgency], `${waits}${row.last_error ? `: ${shown(row.last_error)}` : ""}`];
 }
 
 function drawOutputs({ rows, more }) {
   arrange(
     byId("outputs"),
-    rows,
+    unfold("outputs", rows),
     (row) => row.id,
     (row) => {
       const item = element("li");
       const title = element("div");
-      title.append(element("p", "name", row.filename || `job ${row.job_id}`), element("p", "where", `${row.source} · job ${row.job_id}`));
-      title.title = row.id;
+      const where = element("p", "where", `${row.source} · job `);
+      const name = element("p", "name");
+      name.append(element("bdi", "", nameOf(row)));
+      where.append(element("bdi", "", shown(row.job_id)));
+      title.append(name, where);
+      title.title = `${nameOf(row)}\n${row.id}`;
       const bar = element("div", "bar");
       bar.setAttribute("role", "img");
       bar.append(element("div", "used"));
@@ -207,81 +309,112 @@ function drawOutputs({ rows, more }) {
       state.title = detail;
     },
   );
-  showMore(byId("outputs-more"), more, "lastcall outputs");
+  const all = source ? `lastcall outputs --source ${source}` : "lastcall outputs";
+  prose(byId("outputs-more"), more ? `and ${number(more)} more, less urgent: \`${all}\`` : "");
 }
 
-function drawNothing(board) {
-  const { owed, claimed, archived } = board.totals;
-  const polled = board.sources.some((source) => source.last_poll_at);
-  byId("nothing").hidden = owed + claimed > 0;
-  if (!board.sources.length) write(byId("nothing"), "No source is configured.");
+function drawNothing({ outputs: { rows }, sources, totals }) {
+  const polled = sources.some((one) => one.last_poll_at);
+  byId("nothing").hidden = rows.length > 0;
+  if (!sources.length) write(byId("nothing"), "No source is configured.");
   else if (!polled) write(byId("nothing"), "No source was listed yet.");
-  else write(byId("nothing"), archived ? "Nothing is owed: what the vendors offer is archived." : "Nothing is owed.");
+  else write(byId("nothing"), totals.archived ? "Nothing is owed: what the vendors offer is archived." : "Nothing is owed.");
+}
+
+const CELLS = ["Owed", "Held", "Lost", "Archived", "Last 24 hours", "Nearest deadline", "Last poll"];
+
+function makeSource(one) {
+  const row = element("tr");
+  row.setAttribute("role", "row");
+  const name = element("th", "", one.name);
+  name.scope = "row";
+  name.setAttribute("role", "rowheader");
+  name.append(element("small"));
+  row.append(name);
+  for (const label of CELLS) {
+    const cell = element("td");
+    cell.setAttribute("role", "cell");
+    cell.dataset.label = label; // what a narrow page shows in place of the heading
+    cell.append(element("span"), element("small"));
+    row.append(cell);
+  }
+  row.children[5].firstElementChild.append(makeSpark(one.flow.length));
+  return row;
 }
 
 function drawSources(sources) {
-  const columns = ["owed", "claimed", "archived", "held", "lost"];
-  arrange(
-    byId("sources"),
-    sources,
-    (source) => source.name,
-    (source) => {
-      const row = element("tr");
-      const name = element("th", "", source.name);
-      name.scope = "row";
-      name.append(element("small", "", source.vendor));
-      const deadline = element("td");
-      deadline.append(element("span"), element("small"));
-      const poll = element("td");
-      poll.append(element("span"), element("small"));
-      row.append(name, ...columns.map(() => element("td", "number")), deadline, poll);
-      return row;
-    },
-    (row, source) => {
-      write(row.children[0].lastElementChild, source.enabled ? source.vendor : `${source.vendor}, not enabled`);
-      columns.forEach((column, index) => {
-        const cell = row.children[index + 1];
-        const kind = { lost: "bad", held: "soon" }[column] || "";
-        cell.className = `number ${source[column] ? kind : "zero"}`;
-        write(cell, number(source[column]));
-      });
-      const [deadline, poll] = [row.children[6], row.children[7]];
-      deadline.className = source.overdue ? "overdue" : source.at_risk ? "at-risk" : "";
-      tick(deadline.firstElementChild, (now) => (source.nearest_deadline ? left(source.nearest_deadline, now) : "–"));
-      const overdue = source.overdue ? `, ${number(source.overdue)} of them overdue` : "";
-      write(deadline.lastElementChild, source.at_risk ? `${number(source.at_risk)} at risk${overdue}` : "");
-      poll.className = source.paused_until ? "paused" : "";
-      tick(poll.firstElementChild, (now) => {
-        if (!source.last_poll_at) return "not yet";
-        return `${source.last_poll_result}, ${span(Math.max(0, now - Date.parse(source.last_poll_at)))} ago`;
-      });
-      tick(poll.lastElementChild, (now) => {
-        if (!source.paused_until) return "";
-        return `paused for ${span(Math.max(0, Date.parse(source.paused_until) - now))}: ${source.paused_why || ""}`;
-      });
-    },
-  );
+  arrange(byId("sources"), sources, (one) => one.name, makeSource, (row, one) => {
+    const [name, owed, held, lost, archived, flow, deadline, poll] = row.children;
+    write(name.lastElementChild, one.enabled ? one.vendor : `${one.vendor}, not enabled`);
+    for (const [cell, count, kind] of [
+      [owed, one.owed + one.claimed, ""],
+      [held, one.held, "soon"],
+      [lost, one.lost, "bad"],
+      [archived, one.archived, ""],
+    ]) {
+      cell.className = `number ${count ? kind : "zero"}`;
+      write(cell.firstElementChild, number(count));
+    }
+    write(owed.lastElementChild, one.claimed ? `${number(one.claimed)} being collected` : "");
+    flow.className = "flow";
+    drawSpark(flow.querySelector("svg"), one.flow);
+    const day = `${number(one.day.outputs)} archived, ${bytes(one.day.size)}`;
+    const hour = one.hour.outputs ? `\nlast hour ${number(one.hour.outputs)}, ${bytes(one.hour.size)}` : "";
+    write(flow.lastElementChild, one.day.outputs ? day + hour : "nothing");
+    deadline.className = one.overdue ? "overdue" : one.at_risk ? "at-risk" : "";
+    tick(deadline.firstElementChild, (now) => (one.nearest_deadline ? left(one.nearest_deadline, now) : "–"));
+    const overdue = one.overdue ? `, ${number(one.overdue)} of them overdue` : "";
+    write(deadline.lastElementChild, one.at_risk ? `${number(one.at_risk)} at risk${overdue}` : "");
+    poll.className = `${one.last_poll_result && one.last_poll_result !== "ok" ? "poor" : ""} ${one.paused_until ? "paused" : ""}`;
+    tick(poll.firstElementChild, (now) => (one.last_poll_at ? `${one.last_poll_result}, ${ago(one.last_poll_at, now)}` : "not yet"));
+    tick(poll.lastElementChild, (now) => {
+      if (one.paused_until) return `paused for ${span(Math.max(0, Date.parse(one.paused_until) - now))}: ${shown(one.paused_why || "")}`;
+      return shown(one.last_poll_error || "");
+    });
+  });
+  const select = byId("source");
+  byId("filter").hidden = sources.length < 2;
+  const names = ["", ...sources.map((one) => one.name)];
+  if (names.join() === [...select.options].map((option) => option.value).join()) return;
+  select.replaceChildren(...names.map((name) => new Option(name || "all", name)));
+  select.value = source;
 }
 
-function announce(board) {
-  const { lost, overdue } = board.totals;
-  if (knownLost !== null && lost > knownLost) write(byId("announce"), `${lost} output${lost === 1 ? " is" : "s are"} lost.`);
-  knownLost = lost;
-  const worst = lost ? `${lost} lost` : overdue ? `${overdue} overdue` : `${board.totals.owed + board.totals.claimed} owed`;
-  document.title = `${worst} · lastcall`;
+function drawArchived(rows) {
+  prose(byId("archived-advice"), rows.length ? "A name is a link into the bucket, made when you click and good for five minutes." : "Nothing since the ledger was made. What was archived before is in the bucket.");
+  arrange(
+    byId("archived"),
+    unfold("archived", rows),
+    (row) => `${row.id} ${row.archived_at}`,
+    (row) => {
+      const item = element("li");
+      const link = element("a", "name");
+      link.href = `open?output=${encodeURIComponent(row.id)}`;
+      link.target = "_blank";
+      link.rel = "noopener noreferrer";
+      link.title = `${nameOf(row)}\n${row.id}`;
+      link.append(element("bdi", "", nameOf(row)));
+      item.append(link, element("p", "where", row.source), element("p", "size", bytes(row.size)), element("p", "when"));
+      item.lastElementChild.title = local(row.archived_at);
+      return item;
+    },
+    (item, row) => tick(item.lastElementChild, (now) => ago(row.archived_at, now)),
+  );
 }
 
 function draw(board) {
   clockAheadMs = Date.now() - Date.parse(board.now);
+  byId("board").hidden = false;
   drawHealth(board);
+  drawVerdict(board);
   drawTotals(board.totals);
   drawForecast(board.totals);
   drawCases(byId("lost"), board.lost, board.totals.lost, "lastcall outputs --state lost");
   drawCases(byId("held"), board.held, board.totals.held, "lastcall outputs --state held");
+  drawSources(board.sources);
   drawOutputs(board.outputs);
   drawNothing(board);
-  drawSources(board.sources);
-  announce(board);
+  drawArchived(board.archived);
 }
 
 // --- life ------------------------------------------------------------------------------------------------------------
@@ -291,34 +424,76 @@ function trouble(text) {
   write(byId("trouble"), text ? text + since : "");
   byId("trouble").hidden = !text;
   document.body.classList.toggle("stale", Boolean(text));
+  if (!text) return;
+  byId("health").className = "health ill";
+  write(byId("health"), "not live");
 }
 
 async function read() {
   let reply;
+  const asked = source;
   try {
-    reply = await fetch("api/board", { signal: AbortSignal.timeout(PATIENCE_MS) });
+    reply = await fetch(`api/board${asked ? `?source=${encodeURIComponent(asked)}` : ""}`, {
+      headers: tag ? { "If-None-Match": tag } : {},
+      signal: AbortSignal.timeout(PATIENCE_MS),
+    });
   } catch {
-    return trouble("The board's server does not answer.");
+    return trouble("The board's server does not answer; it is asked again every two seconds.");
   }
   if (reply.status === 401) return trouble("The password is no longer taken; load the page again.");
-  if (!reply.ok) {
+  if (reply.status === 404 && asked) return choose(""); // the source was taken out of the configuration
+  if (!reply.ok && reply.status !== 304) {
     const why = await reply.json().then((answer) => answer.error, () => `status ${reply.status}`);
     return trouble(`The ledger cannot be read: ${why}.`);
   }
-  draw(await reply.json());
+  const found = reply.status === 304 ? null : await reply.json().catch(() => undefined);
+  if (found === undefined) return trouble("The board's server broke off.");
+  if (asked !== source) return undefined; // another one was chosen meanwhile
+  if (found) {
+    last = found;
+    tag = reply.headers.get("ETag");
+  }
   lastGoodAt = Date.now();
-  return trouble("");
+  trouble("");
+  if (found) return draw(found);
+  return drawHealth(last);
+}
+
+function choose(name) {
+  source = name;
+  tag = null;
+  byId("source").value = name;
+  history.replaceState(null, "", name ? `?source=${encodeURIComponent(name)}` : location.pathname);
+  return read();
 }
 
 async function live() {
   for (;;) {
-    if (!document.hidden) await read();
-    await new Promise((resolve) => setTimeout(resolve, EVERY_MS));
+    await read();
+    const readAt = Date.now();
+    // Until it is time, or somebody looks again.
+    await new Promise((resolve) => {
+      const waiting = setInterval(() => {
+        if (Date.now() - readAt < (document.hidden ? EVERY_UNSEEN_MS : EVERY_MS)) return;
+        clearInterval(waiting);
+        resolve();
+      }, 250);
+    });
   }
 }
 
 setInterval(() => {
   for (const [node, text] of ticking) write(node, text(ledgerNow()));
 }, 1000);
-document.addEventListener("visibilitychange", () => document.hidden || read());
+for (const list of Object.keys(FIRST_ROWS)) {
+  byId(`${list}-further`).addEventListener("click", () => {
+    const next = byId(list).children.length;
+    unfolded.add(list);
+    draw(last);
+    const row = byId(list).children[next]; // where reading goes on, also for who does not see the page
+    row.tabIndex = -1;
+    row.focus({ preventScroll: true });
+  });
+}
+byId("source").addEventListener("change", (event) => choose(event.target.value));
 live();
