@@ -40,6 +40,11 @@ lint: $(READY) ## style, types, the direction of imports; silent when all is wel
 	@lint-imports > $(VENV)/lint-imports.log 2>&1 || { cat $(VENV)/lint-imports.log; exit 1; }
 	@! git grep --no-index --exclude-standard -nIE '[p]ypi\.org|[p]ythonhosted\.org|^ *--(extra-)?[i]ndex-url' \
 		|| { echo 'lint: the lines above name a package index; where packages come from is the user'\''s choice' >&2; exit 1; }
+	@! git grep --no-index --exclude-standard -nIE '$(SECRETS)' \
+		|| { echo 'lint: the lines above look like real keys or tokens; take them out, and change them where they are from' >&2; exit 1; }
+
+# Keys that can be told by their form: AWS, GitHub, Slack, Google, Stripe, a signed token, a private key.
+SECRETS = (AKIA|ASIA)[0-9A-Z]{16}|gh[opsu]_[0-9A-Za-z]{36}|github_pat_[0-9A-Za-z_]{40}|xox[abprs]-[0-9A-Za-z-]{10}|AIza[0-9A-Za-z_-]{35}|[rs]k_live_[0-9A-Za-z]{20}|eyJ[0-9A-Za-z_-]{16,}\.eyJ|BEGIN [A-Z ]*PRIVATE KEY
 
 FUZZ = decode disposition reading receipt configuration sellercloud api2convert spaaza crayon
 

@@ -83,6 +83,15 @@ def test_all_texts_reach_every_address_as_one_message(receiver):
     assert "marker" not in str(logs)
 
 
+def test_what_a_vendor_wrote_is_no_markup_where_messages_are_pages(receiver):
+    text = 'job <a href="http://x/">1</a>: unknown status [click](http://x/)\nsecond line'
+    assert send(AlertSettings.model_validate({"urls": [receiver.url + "?format=html"]}), [text])
+    (message,) = receiver.messages
+    assert "<a" not in message["message"]
+    assert "&lt;a" in message["message"]
+    assert "<br" in message["message"]
+
+
 def test_what_nobody_took_is_to_be_tried_again(receiver):
     receiver.status = 500
     with capture_logs() as logs:

@@ -84,7 +84,8 @@ def _notify(index: int, url: Secret, title: str, body: str) -> bool:
     if not usable:
         log.warning("alert address is not one that Apprise knows", address=index)
         return False
-    took = bool(target.notify(title=title, body=body))
+    # It is said to be plain text, or what a vendor wrote would be part of the page that a mail or a chat makes of it.
+    took = bool(target.notify(title=title, body=body, body_format=apprise.NotifyFormat.TEXT))
     if not took:
         log.warning("alert address did not take the message", address=index)
     return took

@@ -40,9 +40,7 @@ def _json_escape(letter: str) -> str:
 
 def plain(text: object) -> str:
     """Show text that strangers wrote: no markup of ours, no control characters for the terminal."""
-    return escape(
-        "".join(letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in str(text))
-    )
+    return escape("".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(text)))
 
 
 def ago(at: datetime | None, now: datetime) -> str:

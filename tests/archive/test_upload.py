@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import os
 import random
+import stat
+import tempfile
 import threading
 import time
 
 import pytest
 
-from worker.archive.spool import BLOCK_BYTES
+from worker.archive.spool import BLOCK_BYTES, Spool
 from worker.archive.upload import blocks_of_part
 from worker.errors import (
     ArchiveRefusedError,
@@ -426,3 +429,17 @@ def test_parts_of_several_blocks(world, output, lease, monkeypatch):
         assert world.read(upload.complete().key) == data
     assert world.proxy.count("partNumber=4") == 2
     assert world.proxy.count("partNumber=5") == 0
+
+
+def test_what_waits_on_disk_has_no_name_and_is_nobody_elses(tmp_path, monkeypatch):
+    """A file without a name can be found, followed as a link or read by nobody, and is gone with the process."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    spool = Spool(2 * BLOCK_BYTES)
+    buffer = spool.buffer()
+    buffer[:6] = b"secret"
+    block = spool.on_disk(buffer, 6)
+    assert bytes(spool.read(block, 0, 6)) == b"secret"
+    status = os.fstat(spool._file.fileno())
+    assert (status.st_nlink, stat.S_IMODE(status.st_mode) & 0o077) == (0, 0)
+    assert list(tmp_path.iterdir()) == []
+    assert not os.get_inheritable(spool._file.fileno())
