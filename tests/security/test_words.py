@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import redis
 import structlog
+from rich.text import Text
 
 from worker import app as processes
 from worker import logs
 from worker import settings as configuration
 from worker.errors import ConfigurationError, HeldError, LedgerUnavailableError, VendorReplyError
+from worker.printing import plain
 
 MARK = "s3cr3t-marker"
 
@@ -132,6 +134,12 @@ def test_celery_shows_nobody_the_password_of_redis(url):
 
 
 ESCAPES = "\x1b]0;owned\x07 \x9b31m \u202egnp.exe \x00 \r\u2028"
+
+
+def test_what_a_stranger_wrote_is_one_line_without_markup_in_a_table():
+    shown = plain(f"a.csv\n{ESCAPES}[red]x[/red]")
+    assert shown.isprintable()
+    assert Text.from_markup(shown).plain.endswith("[red]x[/red]")
 
 
 def test_no_message_of_ours_commands_a_terminal():
