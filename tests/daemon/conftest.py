@@ -301,7 +301,7 @@ class Stage(World):
 
         def settled() -> bool:
             rows = [self.ledger.status(name, timedelta()) for name in self.sources]
-            return sum(row.archived for row in rows) == len(self.truth()) and not any(row.claimed for row in rows)
+            return sum(row.archived for row in rows) == len(self.truth()) and not any(row.owed + row.claimed for row in rows)
 
         wait_until(settled, 15, "the ledger to know of every receipt")
         for name, row in self.json("status")["sources"].items():
@@ -341,6 +341,11 @@ def running_stage(tmp_path_factory: pytest.TempPathFactory, _redis_here: None, _
         made.start("beat")
         made.workers(1)
         yield made
+
+
+# What stands in the bucket when the worker dies is never downloaded again; what was not asked for yet is asked for once.
+STANDING = {"is stored, without a receipt", "has a receipt, unknown to the ledger"}
+NOT_ASKED_FOR = {"asks for its link", "has spent a download, not made yet"}
 
 
 class InFlight:
@@ -426,6 +431,19 @@ class InFlight:
 
         wait_until(taken_over, 30, "another worker to take over")
         return time.monotonic() - began
+
+    def assert_whole(self, *, further: int) -> None:
+        """Assert that all is archived once, each at the cost of so many further downloads at most, and counted alike."""
+        stage = self.stage
+        stage.wait_archived(40)
+        requested = self.requested()
+        stage.assert_archived_once(downloads=1 + further)
+        for point, times in requested.items():
+            most = 1 if point in STANDING | NOT_ASKED_FOR else 1 + further
+            assert 1 <= times <= most, f"{point}: downloaded {times} times"
+        for truth in stage.api2convert.truth():
+            assert truth.full_downloads + truth.partial_downloads <= stage.spent(truth.job_id) <= 1 + further
+        stage.assert_counts()
 
 
 @pytest.fixture

@@ -18,10 +18,6 @@ from worker.demo.embedded import wait_until
 from worker.demo.server import Content
 from worker.model import OutputId
 
-# What stands in the bucket when the worker dies is never downloaded again; what was not asked for yet is asked for once.
-STANDING = {"is stored, without a receipt", "has a receipt, unknown to the ledger"}
-NOT_ASKED_FOR = {"asks for its link", "has spent a download, not made yet"}
-
 RETURN_SECONDS = 10  # within which everything goes on once Redis is back
 
 
@@ -46,19 +42,6 @@ def all_known(stage, in_flight) -> bool:
     )
 
 
-def assert_whole(stage, in_flight, *, further: int) -> None:
-    """Everything is archived once, at the cost of at most so many further downloads, and everybody counts alike."""
-    stage.wait_archived(40)
-    requested = in_flight.requested()
-    stage.assert_archived_once(downloads=1 + further)
-    for point, times in requested.items():
-        most = 1 if point in STANDING | NOT_ASKED_FOR else 1 + further
-        assert 1 <= times <= most, f"{point}: downloaded {times} times"
-    for truth in stage.api2convert.truth():
-        assert truth.full_downloads + truth.partial_downloads <= stage.spent(truth.job_id) <= 1 + further
-    stage.assert_counts()
-
-
 @pytest.mark.parametrize("ledger", ["kept", "flushed"])
 def test_a_worker_killed_at_any_point_loses_nothing(stage, in_flight, ledger):
     stage.workers(1)
@@ -69,7 +52,7 @@ def test_a_worker_killed_at_any_point_loses_nothing(stage, in_flight, ledger):
     seconds = in_flight.seconds_to_takeover()
     if ledger == "kept":
         assert seconds < 2 * stage.settings.worker.lease.total_seconds() + 1
-    assert_whole(stage, in_flight, further=1)
+    in_flight.assert_whole(further=1)
     assert len(stage.receipts()) == 9
 
 
@@ -82,7 +65,7 @@ def test_an_emptied_ledger_costs_what_is_in_flight_nothing(stage, in_flight, los
         assert done.returncode == 0, done.stdout + done.stderr
     wait_until(lambda: all_known(stage, in_flight), 10, "claims to be asserted again")
     in_flight.go_on()
-    assert_whole(stage, in_flight, further=0)
+    in_flight.assert_whole(further=0)
 
 
 def test_a_redis_that_comes_back_older_costs_what_is_in_flight_one_download_at_most(stage, make_in_flight):
@@ -103,7 +86,7 @@ def test_a_redis_that_comes_back_older_costs_what_is_in_flight_one_download_at_m
     late = stage.sellercloud.add_job()
     wait_until(lambda: f"sellercloud/{late.id}/{late.id}" in stage.receipts(), RETURN_SECONDS, "a new output to be archived")
     in_flight.go_on()
-    assert_whole(stage, in_flight, further=1)
+    in_flight.assert_whole(further=1)
     after = stage.requested()
     idle = set(before) - set(in_flight.outputs().values())
     assert {output: after[output] for output in idle} == {output: before[output] for output in idle}
@@ -120,7 +103,7 @@ def test_a_zombie_changes_nothing(stage, in_flight):
     wait_until(lambda: "lease lost" in stage.logs(), 15, "the zombie to find its leases lost")
     in_flight.worker.send_signal(signal.SIGTERM)
     assert in_flight.worker.wait(30) == 0
-    assert_whole(stage, in_flight, further=1)
+    in_flight.assert_whole(further=1)
     assert {key: body for key, body in stage.objects().items() if "/_state/" not in key} == {
         key: body for key, body in before.items() if "/_state/" not in key
     }
