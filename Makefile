@@ -59,11 +59,14 @@ fuzz: $(READY) ## each parser against inputs that are made to break it; SECONDS=
 lock: $(READY) ## write requirements.lock anew from pyproject.toml; ARGS="--upgrade" takes the newest versions
 	@UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-emit-find-links --extra demo --group dev $(ARGS) pyproject.toml -o requirements.lock
+	@UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-emit-find-links --group build --constraint requirements.lock pyproject.toml \
+		-o deploy/docker/requirements.lock
 	@$(MAKE) --no-print-directory setup
 
-tools: ## what some tests need from outside and are skipped without: Chromium, Redis, promtool (Debian, as root)
+tools: ## what some tests need from outside and are skipped without: Chromium, Redis with TLS, promtool, systemd (Debian, as root)
 	apt-get update -q
-	apt-get install -q -y --no-install-recommends chromium redis-server
+	apt-get install -q -y --no-install-recommends chromium redis-server systemd
 	@command -v promtool >/dev/null || { cd "$$(mktemp -d)" && apt-get download -q prometheus && \
 		dpkg-deb --fsys-tarfile prometheus_*.deb | tar -xO ./usr/bin/promtool > promtool && \
 		install promtool /usr/local/bin; }  # the package itself would start a server

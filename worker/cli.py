@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ from worker.archive import Entry
 from worker.daemon import Daemon, open_daemon
 from worker.errors import ConfigurationError, LastcallError, LedgerUnavailableError
 from worker.forecast import Forecast
-from worker.ledger import SourceStatus
+from worker.ledger import Ledger, SourceStatus
 from worker.model import JsonObject, OutputId, OutputState, timestamp
 from worker.printing import err, out, plain, print_json
 from worker.settings import Settings
@@ -37,7 +38,7 @@ BAD_NEWS, WRONG_USAGE = 1, 2
 
 _SECTIONS = {
     "Begin": ("init", "check", "demo", "completion"),
-    "Look": ("status", "outputs", "show"),
+    "Look": ("status", "outputs", "show", "health"),
     "Act": ("poll", "watch", "retry", "acknowledge", "rebuild"),
     "Prove": ("audit", "verify"),
     "Run (Procfile)": ("worker", "beat", "web", "flower"),
@@ -395,6 +396,39 @@ def _status_json(settings: Settings, status: SourceStatus, source: str, outlook:
 
 
 _COUNTS = ("owed", "claimed", "archived", "lost", "acknowledged", "held", "empty", "at_risk", "overdue")
+
+
+@main.command()
+@click.argument("process", required=False, type=click.Choice(["worker", "beat"]))
+@_json_option
+@_config_option
+def health(settings: Settings, process: str | None, *, as_json: bool) -> None:
+    """Say whether the daemon runs, for the probes of containers.
+
+    The whole of it, as /healthz does; or a worker of this host; or a beat. Of
+    a single process nothing bad is said while Redis is away: a worker may have
+    transfers in hand, and to start it anew would throw them away.
+    """
+    ledger = Ledger(settings.redis_url.reveal(), lease=settings.worker.lease, worker="health")
+    try:
+        missing = ledger.missing_processes()
+        here = [name for name in ledger.workers() if name.rsplit("-", 2)[0] == socket.gethostname()]
+    except LedgerUnavailableError as exc:
+        if process is None:
+            raise
+        answer: JsonObject = {"ok": True, "reason": f"nothing is known: {exc}"}
+    else:
+        if process == "worker":
+            missing = [] if here else ["no worker of this host is alive; start `lastcall worker`"]
+        elif process == "beat":
+            missing = [reason for reason in missing if "beat" in reason]
+        answer = {"ok": False, "reason": "; ".join(missing)} if missing else {"ok": True}
+    if as_json:
+        print_json(answer)
+    else:
+        click.echo(answer.get("reason", "ok"))
+    if not answer["ok"]:
+        raise SystemExit(BAD_NEWS)
 
 
 @main.command()

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from worker import app
-from worker.demo.embedded import wait_until
+from worker.demo.embedded import free_port, wait_until
 
 
 class Switch(ThreadingHTTPServer):
@@ -83,3 +83,17 @@ def test_a_tick_of_the_running_daemon_tells_it(world, switch):
     world.start("beat")
     world.start("worker")
     wait_until(lambda: switch.asked == ["/ping"], 30, "the switch to be told")
+    assert world.json("health") == world.json("health", "worker") == world.json("health", "beat") == {"ok": True}
+
+
+def test_health_says_what_is_missing_and_of_a_single_process_nothing_bad_while_redis_is_away(world, daemon):
+    """A worker that was killed because Redis is away would have finished what it has in hand."""
+    assert world.json("health", code=1)["reason"].startswith("no beat has ticked yet")
+    assert world.json("health", "beat", code=1)["reason"].startswith("no beat has ticked yet")
+    assert world.json("health", "worker") == {"ok": True}
+    daemon.ledger.stamp_beat()
+    daemon.keeper.end()
+    assert world.json("health", "worker", code=1)["reason"].startswith("no worker of this host is alive")
+    world.redis_url = f"redis://127.0.0.1:{free_port()}/0"
+    assert world.json("health", "worker")["reason"].startswith("nothing is known: Redis: no answer")
+    assert world.run("health").returncode == 1
