@@ -158,8 +158,8 @@ def run() -> Section:
 _SETTING = f"""
 
 Ready to archived, median / 95th percentile, with one worker and from the start of the daemon on. Some
-{A_SECOND * SECONDS:.0f} files of a well source, one every {1 / A_SECOND:.2f} s, {FILE_BYTES / BYTES_PER_SECOND:.1f} s of
-download each; `poll_every` is 1 s. Of the others one hangs, one trickles at 100 B/s, one answers each download with 429, one
-refuses the log-in; each of the first three owes {SICK_OUTPUTS} outputs, all due sooner than those of the well one. The limits
-are the default ones: 4 downloads at once, `read_timeout` 60 s ([decision 20](decisions/0020-fair-shares.md)).
+{A_SECOND * SECONDS:.0f} files of a well source, {A_SECOND:.0f} a second, {FILE_BYTES / BYTES_PER_SECOND:.1f} s of download
+each; `poll_every` is 1 s. Of the others one hangs, one trickles at 100 B/s, one answers each download with 429, one refuses
+the log-in; each of the first three owes {SICK_OUTPUTS} outputs, all due sooner than those of the well one. The limits are
+the default ones: 4 downloads at once, `read_timeout` 60 s ([decision 20](decisions/0020-fair-shares.md)).
 """

@@ -29,7 +29,7 @@ from worker import alerts, logs, proving, redis_address
 from worker import settings as configuration
 from worker.collect import Outcome, collect
 from worker.daemon import Daemon, open_daemon
-from worker.discover import discover, may_call
+from worker.discover import discover, look, may_call
 from worker.errors import LastcallError, LedgerUnavailableError
 from worker.ledger import Ledger
 from worker.recovery import sweep
@@ -46,6 +46,7 @@ _STOP_SECONDS = 26  # of the 30 that a warm stop may take
 _HEARTBEAT_EVERY = timedelta(minutes=1)
 _COLLECT_SECONDS = 2.0  # how long a task goes on with further outputs; Flower hears of none before its task ends
 _SWEEP_EVERY = timedelta(minutes=10)
+_LOOK_AGAIN = timedelta(seconds=5)
 _PROVE_AGAIN = timedelta(seconds=10)
 
 
@@ -99,9 +100,10 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
         "task_default_queue": COLLECT,
         "task_create_missing_queues": False,
         # Transfers wait on sockets, and hashing releases the GIL: threads (FACTS 6, 7). Polls and ticks have threads of their
-        # own beside the transfers, so that no amount of long downloads keeps a source from being listed; proofs have one.
+        # own beside the transfers, and so have looks at single jobs: neither these nor any amount of long downloads keep a
+        # source from being listed; proofs have one.
         "worker_pool": "threads",
-        "worker_concurrency": settings.worker.concurrency + len(settings.sources) + 3,
+        "worker_concurrency": settings.worker.concurrency + 2 * len(settings.sources) + 3,
         "worker_prefetch_multiplier": 1,
         # A wake-up that is lost is sent again by the next tick; one that is acknowledged late would come twice (FACTS 1, 2).
         "task_acks_late": False,
@@ -276,6 +278,9 @@ def tick() -> str:
         every = daemon.settings.sources[source].poll_every
         if daemon.ledger.once(f"poll:{source}", min(every / 2, timedelta(seconds=10))):
             _send(poll, source, queue=POLL, expires=max(10.0, every.total_seconds()))
+    for source in daemon.ledger.looks_due(daemon.sources):
+        if daemon.ledger.once(f"looks:{source}", _LOOK_AGAIN):
+            _send(look_at_jobs, source, queue=POLL, expires=10)
     sent = wake(daemon)
     if (proofs := proving.due(daemon)) and daemon.ledger.once("prove", _PROVE_AGAIN):
         for _ in proofs:  # for several workers; one of them runs one at a time
@@ -352,6 +357,15 @@ def prove() -> str:
         return "; ".join(proving.prove(daemon)) or "nothing is due"
     finally:
         _Process.proving.release()
+
+
+@app.task(name="look", throws=(LastcallError,))
+def look_at_jobs(source: str) -> str:
+    """Ask for single jobs of a source that may have ended."""
+    daemon = _daemon()
+    ended = look(daemon, source) if source in daemon.sources else 0
+    wake(daemon)
+    return f"{source}: {ended} ended"
 
 
 def tell_people(daemon: Daemon) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import structlog
 
+from worker import polling
 from worker.daemon import Daemon
 from worker.errors import (
     ArchiveRefusedError,
@@ -39,6 +40,7 @@ _LOOKS_PER_AGE = 10  # a watched job of an hour is asked for every six minutes, 
 _SHORTEST_LOOK = timedelta(minutes=1)
 _LONGEST_LOOK = timedelta(hours=6)
 _LOOKS_FOR_TURN_SECONDS = 0.2
+_LOOKS_SECONDS = 30.0  # then the next listing is as good
 _BATCH = 100  # jobs whose outputs are looked up in the ledger together
 
 
@@ -118,10 +120,11 @@ def _read_back(daemon: Daemon, source: str) -> None:
 
 def _take_turn(daemon: Daemon, source: str, *, by_hand: bool, patience: timedelta) -> PollTurn | None:
     """Take the turn to list. By hand it is waited for: a listing that goes on may have passed what the person looks for."""
-    every = daemon.settings.sources[source].poll_every
+    settings = daemon.settings.sources[source]
+    wait = polling.interval(settings.poll_every, quiet=daemon.ledger.quiet(source), retention=settings.retention)
     end = time.monotonic() + (daemon.ledger.lease_seconds if by_hand else patience.total_seconds())
     while True:
-        if turn := daemon.ledger.take_poll_turn(source, every, by_hand=by_hand):
+        if turn := daemon.ledger.take_poll_turn(source, settings.poll_every, wait=wait, by_hand=by_hand):
             return turn
         if time.monotonic() >= end or daemon.keeper.wait(_LOOKS_FOR_TURN_SECONDS):
             return None
@@ -168,19 +171,69 @@ def _list(daemon: Daemon, source: str, found: Discovery, listed: Iterator[Job], 
     epoch, _ = daemon.ledger.epoch()
     first = daemon.ledger.is_first_pass(source)
     running: set[str] = set()
+    ended: list[Job] = []
+    before = daemon.ledger.running(source)
     for batch in _batches(itertools.chain(listed, _watched(daemon, source, by_hand=by_hand))):
         if daemon.keeper.stopping:
             raise StoppedError("the process is stopping; the next poll lists again")
         _note_jobs(daemon, source, batch, found, recheck=first, epoch=epoch)
         running |= {job.id for job in batch if job.state is JobState.RUNNING}
-    for job_id, since in daemon.ledger.note_running(source, running).items():
+        ended += [job for job in batch if job.state is JobState.COMPLETED and job.id in before]
+    runs = _learn_runs(daemon, source, before, ended)
+    if found.owed:
+        daemon.ledger.note_busy(source)
+    since_by_job = daemon.ledger.note_running(source, running)
+    next_listing = began + daemon.settings.sources[source].poll_every
+    daemon.ledger.plan_looks(source, polling.looks(since_by_job, runs, daemon.ledger.now(), next_listing))
+    for job_id, since in since_by_job.items():
         if began - since > _LONG_RUNNING:
             _note_oddity(daemon, source, job_id, f"running for more than {_LONG_RUNNING.days} day")
     if daemon.ledger.epoch()[0] != epoch:
         return  # the ledger was lost meanwhile, so this pass does not count: the next one is the first
-    before = daemon.ledger.complete_pass(source, began)
-    if before is not None:
-        daemon.ledger.forget(source, before)
+    last_pass = daemon.ledger.complete_pass(source, began)
+    if last_pass is not None:
+        daemon.ledger.forget(source, last_pass)
+
+
+def _learn_runs(daemon: Daemon, source: str, running: Mapping[str, tuple[datetime, datetime]], ended: list[Job]) -> list[float]:
+    """Learn from jobs that have ended; gives how many seconds the source's recent ones ran. `running`: as before this look."""
+    now = daemon.ledger.now()
+    seconds = [polling.seconds_of_run(*running[job.id], now, job.completed_at) for job in ended]
+    return daemon.ledger.learn_runs(source, seconds, polling.RUNS_KEPT)
+
+
+def look(daemon: Daemon, source: str) -> int:
+    """Ask for the running jobs that may have ended by now, one call each, between two listings. Gives how many had.
+
+    What cannot be read is left to the next listing, which shows it anyway. Only `LedgerUnavailableError` is raised.
+    """
+    if not may_call(daemon, source):
+        return 0
+    epoch, _ = daemon.ledger.epoch()
+    first = daemon.ledger.is_first_pass(source)
+    running = daemon.ledger.running(source)
+    found = Discovery(source)
+    ended = 0
+    end = time.monotonic() + _LOOKS_SECONDS
+    for job_id in daemon.ledger.take_looks(source):
+        if job_id not in running or time.monotonic() > end:
+            continue
+        try:
+            job = daemon.sources[source].job(job_id)
+        except LedgerUnavailableError:
+            raise
+        except LastcallError as exc:
+            log.info("job not read", source=source, job=job_id, error=str(exc))
+            pause_if_refused(daemon, source, exc)
+            continue
+        daemon.ledger.note_run(source, job_id, running[job_id][0], ended=job.state is not JobState.RUNNING)
+        if job.state is JobState.COMPLETED:
+            ended += 1
+            _note_jobs(daemon, source, [job], found, recheck=first, epoch=epoch)
+            _learn_runs(daemon, source, running, [job])
+    if found.owed:
+        daemon.ledger.note_busy(source)
+    return ended
 
 
 def _batches(jobs: Iterator[Job]) -> Iterator[list[Job]]:

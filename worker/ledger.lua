@@ -20,7 +20,10 @@
 -- lastcall:counting:{source}  number of the last count of the receipts: only what that count has not seen is added to it
 -- lastcall:seen               when a worker or a beat last said that it lives, so when Redis was there
 -- lastcall:truce              until when no lease ends, after Redis was away
--- lastcall:running:{source}    hash   job -> since when it was seen running
+-- lastcall:running:{source}    hash   job -> since when it was seen running, and when last
+-- lastcall:ran:{source}        how many seconds jobs ran after they were first seen, the newest last
+-- lastcall:looks:{source}      zset   "number job" -> when to ask for it, before the next listing
+-- lastcall:busy:{source}       when something last ran or came
 -- lastcall:recovered          set    sources of which the bucket was read back; lastcall:recount: whose count is in doubt
 -- lastcall:told:{source}       hash   output -> the trouble that people were told of
 -- lastcall:polling:{source}   token of the listing that goes on; lastcall:polled:{source} lives as long as none may begin
@@ -744,6 +747,25 @@ function commands.poll_turn(source, token, lease, interval, by_hand)
   if not call('SET', P .. 'polling:' .. source, token, 'NX', 'PX', lease) then return 0 end
   call('SET', P .. 'polled:' .. source, token, 'PX', interval)
   return 1
+end
+
+-- looks_due SOURCE…: those of which a running job is to be asked for now.
+function commands.looks_due(...)
+  local due = {}
+  for _, source in ipairs({ ... }) do
+    if call('ZRANGEBYSCORE', P .. 'looks:' .. source, '-inf', num(now), 'LIMIT', 0, 1)[1] then due[#due + 1] = source end
+  end
+  return due
+end
+
+-- take_looks SOURCE: the jobs to be asked for now, once each.
+function commands.take_looks(source)
+  local jobs = call('ZRANGEBYSCORE', P .. 'looks:' .. source, '-inf', num(now))
+  for i, look in ipairs(jobs) do
+    call('ZREM', P .. 'looks:' .. source, look)
+    jobs[i] = string.match(look, '^%d+ (.*)$')
+  end
+  return jobs
 end
 
 -- take NAME VALUE LIFE_MS: a turn that one takes at a time. Gives 1 when VALUE has it, also when only the answer was lost.

@@ -585,17 +585,26 @@ class Ledger:
 
     # --- polls -------------------------------------------------------------------------------------------------------
 
-    def take_poll_turn(self, source: str, every: timedelta, *, by_hand: bool = False) -> PollTurn | None:
-        """Take the turn to list `source`, or None: listed less than `every` ago (save `by_hand`), or being listed."""
+    def take_poll_turn(
+        self, source: str, every: timedelta, *, wait: timedelta | None = None, by_hand: bool = False
+    ) -> PollTurn | None:
+        """Take the turn to list `source`, or None: listed less than `every` ago (save `by_hand`), or being listed.
+
+        `wait`: until the next turn, counted from this moment; never less than `every` from the first answer.
+        """
         token = secrets.token_hex(8)
-        taken = self._run("poll_turn", source, token, int(self.lease_seconds * 1000), _interval_ms(every), int(by_hand))
-        return PollTurn(name=f"polling:{source}", token=token, source=source, every=every) if taken else None
+        wait = wait or every
+        taken = self._run("poll_turn", source, token, int(self.lease_seconds * 1000), _interval_ms(wait), int(by_hand))
+        if not taken:
+            return None
+        return PollTurn(name=f"polling:{source}", token=token, source=source, every=every, wait=wait, taken_at=time.monotonic())
 
     def stamp_poll_turn(self, turn: PollTurn, seconds_ago: float) -> None:
         """The first request of the listing went out `seconds_ago`: the interval counts from there."""
-        left = max(1, _interval_ms(turn.every) - int(seconds_ago * 1000))
+        since_taken = max(seconds_ago, time.monotonic() - turn.taken_at)
+        left = max(turn.every - timedelta(seconds=seconds_ago), turn.wait - timedelta(seconds=since_taken))
         with _edge():
-            self._redis.set(f"{PREFIX}polled:{turn.source}", turn.token, px=left)
+            self._redis.set(f"{PREFIX}polled:{turn.source}", turn.token, px=max(1, _interval_ms(left)))
 
     def keep_turn(self, turn: Turn) -> None:
         """Say that what the turn is for goes on. Changes nothing once the turn has ended, or is somebody else's."""
@@ -632,14 +641,73 @@ class Ledger:
         """Say which jobs of `source` run now; gives since when each does. Those that are not named run no more."""
         name = f"{PREFIX}running:{source}"
         now = self.now()
-        with _edge():
-            since = {job.decode(): _instant(at) or now for job, at in self._redis.hgetall(name).items()}
-            ended, began = since.keys() - jobs, jobs - since.keys()
-            if ended:
-                self._redis.hdel(name, *ended)
-            if began:
-                self._redis.hset(name, mapping=dict.fromkeys(began, _seconds(now)))
+        since = {job: first for job, (first, _) in self.running(source).items()}
+        with _edge(), self._redis.pipeline() as pipe:
+            if ended := since.keys() - jobs:
+                pipe.hdel(name, *ended)
+            if jobs:
+                pipe.hset(name, mapping={job: f"{_seconds(since.get(job, now))} {_seconds(now)}" for job in jobs})
+                pipe.set(f"{PREFIX}busy:{source}", _seconds(now))
+            pipe.execute()
         return {job: since.get(job, now) for job in jobs}
+
+    def running(self, source: str) -> dict[str, tuple[datetime, datetime]]:
+        """Give the jobs of `source` that ran when they were last asked for: since when, and when that was."""
+        with _edge():
+            found = self._redis.hgetall(f"{PREFIX}running:{source}")
+        spans = {job.decode(): [float(at) for at in seen.split()] for job, seen in found.items()}
+        return {
+            job: (datetime.fromtimestamp(seen[0], UTC), datetime.fromtimestamp(seen[-1], UTC)) for job, seen in spans.items()
+        }
+
+    def note_run(self, source: str, job: str, since: datetime, *, ended: bool) -> None:
+        """Say of one job, outside a listing, that it runs still, or no more."""
+        with _edge():
+            if ended:
+                self._redis.hdel(f"{PREFIX}running:{source}", job)
+            else:
+                self._redis.hset(f"{PREFIX}running:{source}", job, f"{_seconds(since)} {_seconds(self.now())}")
+
+    def learn_runs(self, source: str, seconds: list[float], most: int) -> list[float]:
+        """Remember how long jobs ran; gives the last `most`, the newest last."""
+        name = f"{PREFIX}ran:{source}"
+        with _edge():
+            known = [float(run) for run in (self._redis.get(name) or b"").split()]
+            runs = [*known, *seconds][-most:]
+            if seconds:
+                self._redis.set(name, " ".join(f"{run:.1f}" for run in runs))
+        return runs
+
+    def plan_looks(self, source: str, looks: list[tuple[str, datetime]]) -> None:
+        """Plan which running jobs are asked for before the next listing, and when; what was planned before is off."""
+        with _edge(), self._redis.pipeline() as pipe:
+            pipe.delete(f"{PREFIX}looks:{source}")
+            if looks:
+                plan = {f"{number} {job}": at.timestamp() for number, (job, at) in enumerate(looks)}
+                pipe.zadd(f"{PREFIX}looks:{source}", plan)
+            pipe.execute()
+
+    def looks_due(self, sources: Iterable[str]) -> list[str]:
+        """Give the sources of which `take_looks` would give jobs now."""
+        return [source.decode() for source in self._run("looks_due", *sources)]
+
+    def take_looks(self, source: str) -> list[str]:
+        """Take the jobs that are to be asked for now; nobody else gets them."""
+        return list(dict.fromkeys(job.decode() for job in self._run("take_looks", source)))
+
+    def note_busy(self, source: str) -> None:
+        """Something new came."""
+        with _edge():
+            self._redis.set(f"{PREFIX}busy:{source}", _seconds(self.now()))
+
+    def quiet(self, source: str) -> timedelta:
+        """For how long nothing ran and nothing new came, as far as this ledger remembers."""
+        now = self.now()
+        with _edge():
+            busy_at = _instant(self._redis.get(f"{PREFIX}busy:{source}"))
+            if busy_at is None:
+                self._redis.set(f"{PREFIX}busy:{source}", _seconds(now))
+        return now - busy_at if busy_at else timedelta(0)
 
     # --- proofs ------------------------------------------------------------------------------------------------------
 
@@ -958,6 +1026,8 @@ class PollTurn(Turn):
 
     source: str
     every: timedelta
+    wait: timedelta
+    taken_at: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
