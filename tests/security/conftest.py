@@ -17,9 +17,11 @@ from typing import Any
 
 import pytest
 import redis
-from daemon.conftest import World
+from daemon.conftest import World, redis_client, world
 
 from worker.demo.embedded import RedisServer
+
+__all__ = ["redis_client", "world"]  # fixtures of the daemon's tests, of use here too
 
 USERS = Path(__file__).parents[2] / "deploy/redis/users.acl"
 
@@ -144,19 +146,4 @@ def guarded_world(tmp_path: Path, guarded_redis: GuardedRedis, s3_url: str, buck
 @pytest.fixture
 def admin(guarded_redis: GuardedRedis) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(guarded_redis.admin_url) as client:
-        yield client
-
-
-@pytest.fixture
-def world(tmp_path: Path, redis_url: str, s3_url: str, bucket: str) -> Iterator[World]:
-    made = World(tmp_path, redis_url, s3_url, bucket)
-    try:
-        yield made
-    finally:
-        made.close()
-
-
-@pytest.fixture
-def redis_client(redis_url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_url) as client:
         yield client
