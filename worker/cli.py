@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -150,13 +151,29 @@ def _source_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., An
 
 
 @contextmanager
+def _interruptible(daemon: Daemon) -> Iterator[None]:
+    """Let Ctrl-C end what may take hours, and threads that read on, as a stop would: at once. A second one kills."""
+
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        daemon.keeper.request_stop()
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
 def _opened(settings: Settings) -> Iterator[Daemon]:
     """Open the rooms for one command; whatever it holds is kept alive while it works."""
     daemon = open_daemon(settings)
     daemon.ledger.ping()
     daemon.keeper.start(alive=False)
     try:
-        yield daemon
+        with _interruptible(daemon):
+            yield daemon
     finally:
         daemon.keeper.end()
 
@@ -772,7 +789,7 @@ def verify(settings: Settings, *, sample: int | None, source: str | None, as_jso
     """
     names = _sources(settings, [source], enabled=False)
     daemon = open_daemon(settings)
-    with err.status("reading back"):
+    with err.status("reading back"), _interruptible(daemon):
         done = proof.verify(daemon, names, sample)
     proving.record_verification(daemon, done, by="hand")
     if as_json:

@@ -166,7 +166,7 @@ def record_audit(daemon: Daemon, found: Mapping[str, SourceAudit], window: Windo
     for name, one in found.items():
         if one.error is None:
             findings = [*one.missing, *one.damaged]
-            _tell(daemon, name_of(name), findings, f"the audit of {name} found", f"`lastcall audit --source {name}`")
+            _tell(daemon, name_of(name), findings, f"audit of {name} found", f"`lastcall audit --source {name}`")
     return entry
 
 
@@ -174,7 +174,7 @@ def record_verification(daemon: Daemon, done: Verification, *, by: str) -> Entry
     """Write down what reading back found."""
     entry = _append(daemon, {"proof": VERIFY, "by": by, **done.to_json()})
     if done.damaged:  # a sample without them says nothing of the ones that an earlier one found
-        _tell(daemon, VERIFY, done.damaged, "reading back found", "`lastcall verify`")
+        _tell(daemon, VERIFY, done.damaged, "verification found", "`lastcall verify`")
     return entry
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from datetime import UTC, datetime, timedelta
 
@@ -12,7 +14,7 @@ from click.testing import CliRunner
 from worker import proving
 from worker.archive import breaks
 from worker.audit import Window, audit, verify
-from worker.cli import main
+from worker.cli import _interruptible, main
 from worker.collect import collect
 from worker.demo.server import Content, Fault
 from worker.discover import discover
@@ -166,7 +168,7 @@ def test_people_are_told_once_of_what_is_missing_or_damaged(world, redis_client)
     assert first not in alert
     due_and_proved(daemon, redis_client, "verify")
     (alert,) = daemon.ledger.take_alerts()
-    assert "reading back found 2" in alert
+    assert "verification found 2" in alert
     assert daemon.ledger.proofs(["verify"])["verify"].counts == {"checked": 2, "damaged": 2}
 
 
@@ -215,6 +217,17 @@ def test_a_stop_ends_a_proof_at_once_and_leaves_it_to_another_worker(world, redi
     assert set(proving.due(other)) == {"audit:sellercloud", "verify"}
     with pytest.raises(proving.StoppedError):
         verify(daemon, ["sellercloud"], None)
+
+
+def test_ctrl_c_ends_reading_back_and_a_second_one_would_kill(world):
+    daemon = archived(world)
+    before = signal.getsignal(signal.SIGINT)
+    with _interruptible(daemon):
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(proving.StoppedError):
+            verify(daemon, ["sellercloud"], None)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_one_worker_at_a_time_runs_a_proof(world, redis_client):
