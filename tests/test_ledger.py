@@ -1261,6 +1261,20 @@ def test_a_receipt_that_a_later_pass_meets_makes_the_count_doubtful(ledger: Ledg
     assert ledger.status("acme", AT_RISK).archived == 2
 
 
+def test_a_receipt_that_was_counted_unknown_and_is_met_later_is_not_counted_twice(ledger: Ledger) -> None:
+    """The bucket was away when the output was listed: so it is owed, and its worker finds the receipt."""
+    one = output("a")
+    ledger.count_receipts("acme", [one.id])
+    ledger.mark_recovered("acme")
+    ledger.owe(one, recheck=True)
+    assert ledger.archived(claim(ledger).output.id, "k", 1, unproven=False, found=True)
+    assert ledger.status("acme", AT_RISK).archived == 1
+    assert not ledger.recovered("acme"), "another worker may have written it after the count"
+    ledger.count_receipts("acme", [one.id])
+    assert ledger.recovered("acme")
+    assert ledger.status("acme", AT_RISK).archived == 1
+
+
 def test_people_are_told_of_each_trouble_once_and_when_it_is_over(ledger: Ledger, clock: Clock) -> None:
     ledger.owe(output("a", hours=1), recheck=False)
     ledger.owe(output("b", hours=100), recheck=False)

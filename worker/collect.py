@@ -79,7 +79,13 @@ def collect(daemon: Daemon) -> Outcome | None:
         usual = None if claim.recheck else seconds  # looking first for what stands there may make an attempt shorter or longer
         receipt = done.receipt
         daemon.ledger.archived(
-            output, receipt.key, receipt.size, unproven=not receipt.proof, seconds=usual, downloaded=done.downloaded
+            output,
+            receipt.key,
+            receipt.size,
+            unproven=not receipt.proof,
+            seconds=usual,
+            downloaded=done.downloaded,
+            found=not done.downloaded,
         )
         if done.refused:
             bucket_works(daemon)

@@ -280,12 +280,14 @@ local function create(id, dl, doc, words, ready, size)
   describe(id, dl, doc, words, size)
 end
 
+-- Whether the present count has seen the receipt of an output.
+local function counted(id, source) return get(id, 'ct') == (call('GET', P .. 'counting:' .. source) or '0') end
+
 -- Counts a receipt, once in each count. What the ledger does not know is listed by the bucket alone, and only once. Gives whether it did.
 local function count_receipt(id, source)
-  local number = call('GET', P .. 'counting:' .. source) or '0'
-  if get(id, 'ct') == number then return false end
+  if counted(id, source) then return false end
   call('INCR', P .. 'tally:' .. source)
-  if get(id, 'st') then call('HSET', rec(id), 'ct', number) end
+  if get(id, 'st') then call('HSET', rec(id), 'ct', call('GET', P .. 'counting:' .. source) or '0') end
   return true
 end
 
@@ -535,14 +537,15 @@ function commands.renew(new, lease, worker, ...)
   return fences
 end
 
--- archived ID KEY BYTES UNPROVEN SECONDS DOWNLOADED: its receipt stands; it took so long ('' when that says nothing of the next
--- one), and '1' a download. True whoever says so; counted once. Gives 1 when this call counted it.
--- When the ledger was lost while the receipt was written, nobody knows whether the count saw it: count again.
-function commands.archived(id, object, bytes, unproven, seconds, downloaded)
+-- archived ID KEY BYTES UNPROVEN SECONDS DOWNLOADED FOUND: its receipt stands; it took so long ('' when that says nothing of the
+-- next one), and '1' a download; FOUND '1': it stood before. True whoever says so; counted once. Gives 1 when this call counted it.
+-- When the ledger was lost while the receipt was written, or did not know the output when it was counted, nobody knows
+-- whether the count saw it: count again.
+function commands.archived(id, object, bytes, unproven, seconds, downloaded, found)
   local st = get(id, 'st')
   local source = source_of(id)
   if downloaded == '1' then count('downloads', source .. '|ok', 1) end
-  if not st or get(id, 'as') then call('SADD', P .. 'recount', source) end
+  if not st or get(id, 'as') or (found == '1' and not counted(id, source)) then call('SADD', P .. 'recount', source) end
   if not st or st == 'archived' then return 0 end
   note(id, 'archived')
   call('HSET', rec(id), 'ky', object, 'er', '')
@@ -554,7 +557,7 @@ function commands.archived(id, object, bytes, unproven, seconds, downloaded)
   count('ready_to_archived_sum', source, num(latency))
   attempted(source, true)
   if seconds ~= '' then learn(source, tonumber(bytes), tonumber(seconds)) end
-  if count_receipt(id, source) then call('INCR', P .. 'count:' .. source) end
+  if found ~= '1' and count_receipt(id, source) then call('INCR', P .. 'count:' .. source) end
   count('archived', source, 1)
   count('archived_bytes', source, bytes)
   remember(id, object, bytes)

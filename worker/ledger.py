@@ -509,14 +509,15 @@ class Ledger:
         unproven: bool,
         seconds: float | None = None,
         downloaded: bool = False,
+        found: bool = False,
     ) -> bool:
         """Settle: its receipt stands. True when this call counted it.
 
         `seconds`: from claim to receipt, None where that tells nothing of how long the source's outputs take. `downloaded`:
-        a download that went well is counted.
+        a download that went well is counted. `found`: it, or its object, stood before, so it may be counted already.
         """
         took = "" if seconds is None else seconds
-        return bool(self._run("archived", str(output), key, size, int(unproven), took, int(downloaded)))
+        return bool(self._run("archived", str(output), key, size, int(unproven), took, int(downloaded), int(found)))
 
     def again(self, output: OutputId, fence: str, not_before: datetime, error: str, *, lost_seconds: float = 0.0) -> bool:
         """Settle: a passing fault; owed again, not before `not_before`. False when the lease is no longer ours.

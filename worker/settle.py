@@ -82,7 +82,7 @@ def _gone(daemon: Daemon, claim: Claim, lease: Held, exc: OutputGoneError) -> st
         return f"gone, says the vendor ({exc}); asked once more before it counts as lost"
     try:
         if receipt := daemon.archive.receipt(output.id):
-            ledger.archived(output.id, receipt.key, receipt.size, unproven=False)
+            ledger.archived(output.id, receipt.key, receipt.size, unproven=False, found=True)
             return "archived already"
         daemon.archive.write_event(
             "lost",
