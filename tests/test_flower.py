@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import redis
 import requests
+from celery import Celery
 from flower.urls import handlers
 
+from tests.browser import Page
 from worker.demo.embedded import Child, RedisServer, free_port
 
 PLANTED = "planted-Pa55word"
@@ -19,7 +21,7 @@ PASSWORD = ("operator", "correct horse")
 
 
 class Flower(Child):
-    """``lastcall flower``, and with `workers` a worker and a beat, over one configuration without sources."""
+    """``lastcall flower``, and with `workers` a worker and a beat, over one configuration whose one vendor is away."""
 
     def __init__(
         self, folder: Path, redis_url: str, *, table: str = "", s3_url: str = "http://127.0.0.1:1", bucket: str = "exports"
@@ -31,6 +33,8 @@ class Flower(Child):
             f'redis_url = "{redis_url}"\n[archive]\nbucket = "{bucket}"\nendpoint_url = "{s3_url}"\nregion = "eu-west-1"\n'
             f'access_key_id = "{PLANTED}"\nsecret_access_key = "{PLANTED}"\n'
             f'[flower]\nlisten = "127.0.0.1:{self.port}"\n{table}\n'
+            '[sources.acme]\nvendor = "sellercloud"\nbase_url = "http://127.0.0.1:1/rest"\nallow_private_hosts = true\n'
+            f'username = "operator"\npassword = "{PLANTED}"\n'
         )
         self.environment = {"LASTCALL_CONFIG": str(config)}
         super().__init__("flower", [sys.executable, "-m", "worker", "flower"], folder, environment=self.environment)
@@ -76,9 +80,16 @@ def test_flower_tells_tasks_in_words_and_no_secret(
         client.config_set("requirepass", PLANTED)
     flower = start_flower(redis_url=redis_server.url.replace("redis://", f"redis://:{PLANTED}@"), s3_url=s3_url, bucket=bucket)
     with flower.other("worker") as worker, flower.other("beat") as beat:
-        eventually(lambda: any(task["state"] == "SUCCESS" for task in flower.tasks().values()), 30, "Flower shows a task")
-        done = {task["result"] for task in flower.tasks().values() if task["name"] == "tick" and task["state"] == "SUCCESS"}
-        assert "'0 polls due, 0 wake-ups sent'" in done
+
+        def done() -> dict[str, dict[str, Any]]:
+            return {task["name"]: task for task in flower.tasks().values() if task["state"] == "SUCCESS"}
+
+        eventually(lambda: "poll" in done(), 30, "Flower shows a listing")
+        assert done()["poll"]["args"] == "('acme',)"
+        assert (
+            done()["poll"]["result"] == "'acme: unavailable: log-in: the vendor cannot be reached: no connection could be made'"
+        )
+        assert "tick" not in {task["name"] for task in flower.tasks().values()}, "one each two seconds would bury the others"
 
         names: list[str] = []
 
@@ -102,6 +113,38 @@ def test_flower_tells_tasks_in_words_and_no_secret(
     flower.stop()
     shown |= {process.name: process.log.read_text() for process in (flower, worker, beat)}
     assert [where for where, text in shown.items() if PLANTED in text] == []
+
+
+HOSTILE = "<img src=x onerror=alert(1)>\u202e'\"><script>alert(2)</script>"
+
+
+def test_in_a_browser_flower_shows_hostile_names_and_runs_nothing(
+    start_flower: Callable[..., Flower], page: Page, redis_url: str, eventually: Callable[..., None]
+) -> None:
+    """Whatever a vendor names a file: no page of Flower makes markup of it, and none could run it."""
+    flower = start_flower()
+    uuid = "0b5c2b0e-0000-4000-8000-000000000000"
+    client = Celery(broker=redis_url, set_as_current=False)
+
+    def told() -> bool:
+        with (
+            client.connection() as connection,
+            client.events.Dispatcher(connection, hostname=f"worker-{HOSTILE}@host") as events,
+        ):
+            events.send("worker-online")
+            events.send("task-received", uuid=uuid, name="collect", args=f"('{HOSTILE}',)", kwargs="{}")
+            events.send("task-started", uuid=uuid)
+            events.send("task-failed", uuid=uuid, exception=f"HeldError('{HOSTILE}')", traceback=f"at {HOSTILE}")
+        return uuid in flower.tasks()
+
+    eventually(told, 30, "Flower listens")
+    for path, shown in (("/tasks", True), (f"/task/{uuid}", True), ("/workers", True), ("/broker", False)):
+        page.open(flower.url + path)
+        if shown:
+            page.until("document.body.innerText.includes('onerror=alert(1)')")
+        assert page.see("document.querySelectorAll('img[src=x]').length") == 0, path
+        assert page.complaints == [], path
+    assert flower.get("/tasks").headers["Content-Security-Policy"].startswith("default-src 'none'; script-src 'self' 'sha256-")
 
 
 def test_flower_waits_for_redis_and_ends_while_redis_hangs(

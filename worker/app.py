@@ -268,7 +268,8 @@ def _daemon() -> Daemon:
 # --- tasks -----------------------------------------------------------------------------------------------------------
 
 
-@app.task(name="tick", throws=(LastcallError,))
+# Without events: one each two seconds would bury in Flower what people look for there.
+@app.task(name="tick", throws=(LastcallError,), send_events=False)
 def tick() -> str:
     """Send the polls that are due and the wake-ups that are missing; open a new ledger; tell people."""
     daemon = _daemon()
@@ -344,7 +345,7 @@ def told(outcomes: list[Outcome]) -> str:
         lines.append(f"{len(archived)} outputs archived, {size:,} bytes, the last one {archived[-1].output}")
     else:
         lines += map(str, archived)
-    return "\n".join(lines)
+    return "; ".join(lines)  # Flower shows a line's end as the two characters of its escape
 
 
 @app.task(name="prove", throws=(LastcallError,))
