@@ -36,6 +36,7 @@ from worker.settle import pause_if_refused
 log = structlog.get_logger()
 
 _LONG_RUNNING = timedelta(days=1)
+_MOST_ODDITIES = 20  # of one job; what has more of them is one oddity as a whole
 _LOOKS_PER_AGE = 10  # a watched job of an hour is asked for every six minutes, one of a day every 2.4 hours
 _SHORTEST_LOOK = timedelta(minutes=1)
 _LONGEST_LOOK = timedelta(hours=6)
@@ -386,7 +387,9 @@ def _receipts(daemon: Daemon, outputs: list[OutputId]) -> dict[OutputId, Receipt
 
 def _note_oddities(daemon: Daemon, source: str, job: Job) -> None:
     """Log and count, once a day each, what an operator should look at but what stops nothing."""
-    oddities = list(job.warnings)
+    oddities = list(dict.fromkeys(job.warnings))
+    if len(oddities) > _MOST_ODDITIES:
+        oddities[_MOST_ODDITIES:] = [f"… and {len(oddities) - _MOST_ODDITIES} more"]
     if job.named_file:
         oddities.append(f"failed ({job.status}), but names a file")
     if job.partial:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import random
 import re
 from datetime import timedelta
 from urllib.parse import urlsplit
@@ -260,6 +261,18 @@ def test_no_row_harms_another_one(hostile_world, vendor):
     assert "defect" not in str(found)
     assert_the_good_one_goes_on(hostile_world, daemon)
     assert hostile_world.run("audit").returncode in {0, 1}
+
+
+@pytest.mark.timeout(60)
+def test_a_job_of_many_outputs_fills_neither_redis_nor_the_log(hostile_world, vendor, capfd):
+    rows = [*(output(f"o{number}", "x", size=-number) for number in range(1, 3000)), *({} for _ in range(50_000))]
+    vendor.answer = Account(job("1", *rows, conversion=[{"junk": random.Random(1).randbytes(100_000).hex()}]))
+    daemon = hostile_world.daemon()
+    before = daemon.ledger._redis.info("memory")["used_memory"]
+    assert poll(daemon) == "ok"
+    assert daemon.ledger.status("bad", timedelta()).owed == 2999
+    assert daemon.ledger._redis.info("memory")["used_memory"] - before < 16 << 20
+    assert capfd.readouterr().out.count("oddity=") == 21
 
 
 def test_a_list_with_numbers_of_a_million_digits_is_read(hostile_world, vendor):

@@ -183,10 +183,11 @@ class Api2convert:
         warnings: list[str] = []
         modified = self._moment(fields, warnings, "modified_at") or self._moment(fields, warnings, "created_at")
         rows = _output_rows(fields)
+        kept = _kept(fields.document, len(rows))
         outputs: dict[str, Output] = {}
         for row in rows:
             try:
-                output = self._output(job_id, row, fields.document, modified, warnings)
+                output = self._output(job_id, row, kept, modified, warnings)
             except VendorReplyError as exc:
                 warnings.append(str(exc))
             else:
@@ -209,7 +210,7 @@ class Api2convert:
             warnings=tuple(warnings),
         )
 
-    def _output(self, job_id: str, row: Any, document: JsonObject, modified: Moment | None, warnings: list[str]) -> Output:
+    def _output(self, job_id: str, row: Any, kept: JsonObject, modified: Moment | None, warnings: list[str]) -> Output:
         fields = Fields(row, f"job {job_id}, output")
         output_id = fields.identity("id")
         fields = Fields(row, f"job {job_id}, output {output_id}")
@@ -229,7 +230,7 @@ class Api2convert:
             checksum=_checksum(fields, warnings),
             content_type=_optional_text(fields, warnings, "content_type"),
             downloads=_count(fields, warnings, "downloads_counter") or 0,
-            job=_kept(document, row),
+            job={**kept, "output": [receipt_copy(fields.document, _NOT_KEPT)]},
             gone=_GONE.get(word),
         )
 
@@ -391,12 +392,15 @@ def _checksum(fields: Fields, warnings: list[str]) -> Checksum | None:
     return Checksum(algorithm=algorithm, value=text)
 
 
-def _kept(document: JsonObject, row: JsonObject) -> JsonObject:
-    """Give the job as the receipt of one output keeps it: this output only, no secrets, no links, no input sources."""
+def _kept(document: JsonObject, outputs: int) -> JsonObject:
+    """Give the job as each of its `outputs` receipts keeps it, which adds its own row: no secrets, links, input sources.
+
+    The more outputs, the less of it: together they must not fill Redis.
+    """
     inputs = document.get("input")
     kept = [
         {key: value for key, value in item.items() if key != "source"}
         for item in (inputs if isinstance(inputs, list) else ())
         if isinstance(item, dict)
     ]
-    return receipt_copy({**document, "input": kept, "output": [row]}, _NOT_KEPT)
+    return receipt_copy({**document, "input": kept, "output": []}, _NOT_KEPT, together=outputs)

@@ -24,6 +24,7 @@ T = TypeVar("T")
 MAX_DEPTH = 64
 _MAX_VALUES = 1_000_000  # in 16 MiB there is room for five million empty ones, which would take 800 MB of memory
 _MAX_KEPT_BYTES = 256 * 1024  # of a job's document in each of its outputs' records and receipts
+_MAX_KEPT_TOGETHER_BYTES = 4 * 2**20  # in those of all its outputs
 _MAX_DIGITS = 400  # more digits than any number needs, fewer than Python refuses to convert (4,300)
 _TIME = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:[.,](\d+))?)?)?\s*(Z|[+-]\d\d(?::?\d\d)?)?",
@@ -117,11 +118,12 @@ def _offset(text: str) -> tzinfo:
     return timezone(-span if text[0] == "-" else span)
 
 
-def receipt_copy(document: JsonObject, drop: Collection[str] = ()) -> JsonObject:
+def receipt_copy(document: JsonObject, drop: Collection[str] = (), *, together: int = 1) -> JsonObject:
     """Give `document` without the fields of `drop` (any case, any depth), without those that are called like secrets, and
     without links: a value that is one is left out, one within a text becomes ``(link)``.
 
-    A document that is still larger than 256 KiB is replaced by a word on its size: it must be kept with each output.
+    A document that is still larger than 256 KiB, or than its share of 4 MiB where `together` outputs keep it, is replaced by a
+    word on its size.
     """
     names = {_folded(name) for name in drop} | _SECRET_NAMES
 
@@ -140,7 +142,11 @@ def receipt_copy(document: JsonObject, drop: Collection[str] = ()) -> JsonObject
 
     result: JsonObject = copy(document)
     size = len(json.dumps(result))
-    return result if size <= _MAX_KEPT_BYTES else {"omitted": f"the vendor's document, {size} bytes"}
+    return (
+        result
+        if size <= min(_MAX_KEPT_BYTES, _MAX_KEPT_TOGETHER_BYTES // max(together, 1))
+        else {"omitted": f"the vendor's document, {size} bytes"}
+    )
 
 
 def parse_link(text: str, where: str) -> SplitResult:
