@@ -1429,6 +1429,19 @@ def test_a_log_in_that_took_too_long_does_not_end_another_workers_turn(redis_url
     assert three.log_in_turn()
 
 
+def test_a_worker_that_dies_while_it_logs_in_keeps_nobody_from_logging_in(
+    open_ledger: Callable[..., Ledger], clock: Clock
+) -> None:
+    dead, other = open_ledger("w1"), open_ledger("w2")
+    dead.stamp_worker(1)
+    assert dead.shared("acme", 10, threading.Event()).log_in_turn()
+    shared = other.shared("acme", 10, threading.Event())
+    clock.wait(14)
+    assert not shared.log_in_turn()
+    clock.wait(2)
+    assert shared.log_in_turn()
+
+
 def test_a_token_lives_as_long_as_it_is_said_to(redis_url: str) -> None:
     shared = Ledger(redis_url, lease=LEASE, worker="w1").shared("acme", 10, threading.Event())
     shared.store_token("token", 0.3)

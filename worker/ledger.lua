@@ -777,6 +777,15 @@ function commands.take(name, value, life)
   return 0
 end
 
+-- take_log_in SOURCE TURN LIFE_MS LEASE: the turn to log in. TURN begins with its holder, `worker/`; a dead worker's turn is free.
+function commands.take_log_in(source, turn, life, lease)
+  local name = 'login:' .. source
+  local holder = string.match(call('GET', P .. name) or '', '^(.*)/')
+  local stamp = holder and call('ZSCORE', P .. 'workers', holder)
+  if stamp and tonumber(stamp) < now - math.min(tonumber(lease), ALIVE_SECONDS) then call('DEL', P .. name) end
+  return commands.take(name, turn, life)
+end
+
 -- keep NAME VALUE LIFE_MS: prolongs a key that holds VALUE, and no other.
 function commands.keep(name, value, life)
   if call('GET', P .. name) == value then return call('PEXPIRE', P .. name, life) end

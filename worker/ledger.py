@@ -1142,9 +1142,9 @@ class SharedState:
         self._ledger._run("drop", f"token:{self._source}", token)  # noqa: SLF001
 
     def log_in_turn(self) -> bool:
-        """Take the turn to log in."""
-        turn = secrets.token_hex(8)
-        taken = bool(self._ledger._run("take", f"login:{self._source}", turn, _LOG_IN_TURN_MS))  # noqa: SLF001
+        """Take the turn to log in. A worker that dies with it does not keep the others from logging in."""
+        ledger, turn = self._ledger, f"{self._ledger.worker}/{secrets.token_hex(8)}"
+        taken = bool(ledger._run("take_log_in", self._source, turn, _LOG_IN_TURN_MS, ledger.lease_seconds))  # noqa: SLF001
         if taken:
             self._log_in_turn = turn
         return taken

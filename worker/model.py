@@ -270,7 +270,7 @@ class Shared(Protocol):
     def log_in_turn(self) -> bool:
         """Take the turn to log in: True for one worker, False for the others, who wait and read `token` again.
 
-        The turn ends with `store_token`, `end_log_in_turn`, or by itself after 60 s.
+        The turn ends with `store_token`, `end_log_in_turn`, or by itself after 60 s, or when its worker is dead.
         """
 
     def end_log_in_turn(self) -> None:
