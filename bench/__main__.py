@@ -11,7 +11,7 @@ from importlib import import_module
 
 from bench import page
 
-BENCHMARKS = ("scheduling", "ledger", "fairness")
+BENCHMARKS = ("scheduling", "ledger", "polling", "fairness")
 
 
 def main(names: list[str]) -> int:

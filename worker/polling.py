@@ -12,10 +12,12 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 JITTER = 0.05  # of an interval, so that sources which began together do not stay in step
-QUIET_AFTER = timedelta(hours=1)  # nothing runs and nothing came for so long: the source is listed more slowly,
-SLOWEST = 1.5  # so many intervals apart: with ticks, queues and slow answers that is less than the two that are promised,
-_LEAST_SPARE = timedelta(seconds=5)  # where at least so much is left for these,
-SHORT_LIVES = 100  # and where outputs live for more than so many intervals
+QUIET_AFTER = timedelta(hours=25)  # idle: nothing ran and nothing came for so long; not even what comes every night
+SLOWEST = (
+    1.5  # intervals between listings of an idle source; the rest of the promised two is for ticks, queues and slow answers,
+)
+_LEAST_SPARE = timedelta(seconds=5)  # and is at least so much
+SHORT_LIVES = 100  # a source whose outputs live for no more than so many intervals is never idle
 
 RUNS_KEPT = 20  # of each source
 _FEWEST_RUNS = 5
