@@ -39,7 +39,7 @@ def _json_escape(letter: str) -> str:
 
 
 def plain(text: object) -> str:
-    """Show text that strangers wrote: no markup of ours, no control characters for the terminal."""
+    """Show text that strangers wrote, in one line: no markup of ours, no control characters for the terminal."""
     return escape("".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(text)))
 
 
@@ -127,11 +127,10 @@ def print_outputs(records: list[Record], now: datetime) -> None:
     table = _table("output", "state", "left", "file")
     for record in records:
         left = "" if record.state in _DONE else span(record.output.deadline - now)
-        about = record.output.filename or (record.key or "").rpartition("/")[2]
-        if record.last_error:
-            about = f"{about}\n{record.last_error}" if about else record.last_error
+        name = record.output.filename or (record.key or "").rpartition("/")[2]
+        about = "\n".join(plain(line) for line in (name, record.last_error) if line)
         state = f"{record.state}*" if record.acknowledged else str(record.state)
-        table.add_row(str(record.output.id), state, left, plain(about))
+        table.add_row(str(record.output.id), state, left, about)
     out.print(table)
     out.print(f"{len(records)} output(s)" + ("; * acknowledged" if any(record.acknowledged for record in records) else ""))
 

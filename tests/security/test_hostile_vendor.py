@@ -134,6 +134,7 @@ def test_ids_of_any_kind_have_places_of_their_own(hostile_world, vendor):
         done = world.run(*command)
         assert all(line.isprintable() for line in done.stdout.splitlines()), command
         assert done.stderr == ""
+        assert "\N{REPLACEMENT CHARACTER}" not in done.stdout, "an id is written percent-encoded, an error in a line of its own"
     assert len(json.loads(done.stdout)["sources"]["bad"]["exceptions"]["held"]) == len(TOO_LONG)
     assert poll(daemon) == "ok", "and again"
     assert drain(daemon) == []
