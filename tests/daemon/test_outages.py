@@ -246,3 +246,28 @@ def test_a_counted_download_is_never_resumed_and_the_reserve_is_kept(world):
     downloads = world.api2convert.requests("download")
     assert len(downloads) == 9
     assert not any("range" in entry.headers for entry in downloads)
+
+
+@pytest.mark.parametrize(("used", "outcome", "downloads"), [(8, "archived", 1), (9, "held", 0)])
+def test_the_vendors_own_count_of_downloads_is_believed_where_it_is_higher(world, used, outcome, downloads):
+    """Others download too, such as a person in the vendor's own page: the last of ten stays for them."""
+    world.only("api2convert")
+    world.api2convert.switches.counting = "all"
+    file = OutputFile("x.csv", Content("x", 3000))
+    world.api2convert.add_job(file)
+    file.requests = used
+    assert outcome in collect_one(world.daemon())
+    assert len(world.api2convert.requests("download")) == downloads
+
+
+def test_a_counted_download_is_not_made_while_the_bucket_takes_no_word_of_it(stage):
+    """The event is what proves the bucket before a download is spent, the last one too."""
+    stage.only("api2convert")
+    job = stage.api2convert.add_job(OutputFile("x.csv", Content("x", 3000)))
+    daemon = stage.daemon()
+    refusal = stage.proxy.fault("PUT", "_state/spent", s3proxy.answer(403, "AccessDenied"), times=10**6)
+    assert "owed again" in collect_one(daemon)
+    assert stage.api2convert.requests("download") == []
+    refusal.times = 0
+    assert "archived" in collect_one(daemon)
+    assert len(stage.api2convert.requests("download")) == stage.spent(job.id) == 1
