@@ -548,6 +548,17 @@ def test_a_secret_file_that_all_can_read_is_warned_about(tmp_path: Path) -> None
     assert secret.warning() is None
 
 
+def test_polls_that_are_rare_beside_the_life_of_a_file_are_warned_about() -> None:
+    """Spaaza's files are promised for an hour."""
+    source = (
+        '[sources.chain]\nvendor = "spaaza"\nbase_url = "https://x.example"\naccess_token_id = "i"\naccess_token_secret = "s"\n'
+    )
+    assert parse(f'{MINIMAL}{source}poll_every = "15m"').polling_warnings() == []
+    (warning,) = parse(f'{MINIMAL}{source}poll_every = "20m"').polling_warnings()
+    assert warning.startswith("sources.chain.poll_every: a listing may come 0:40:00 after the last one")
+    assert parse(f'{MINIMAL}{source}poll_every = "20m"\nenabled = false').polling_warnings() == []
+
+
 def test_a_literal_secret_works_and_is_warned_about() -> None:
     secret = settings.Secret.model_validate("hunter2")
     assert secret.reveal() == "hunter2"

@@ -347,7 +347,7 @@ def check(settings: Settings, *, as_json: bool) -> None:
                 detail, ok = str(exc), False
             results.append({"name": name, "ok": ok, "detail": detail})
     disabled = [f"sources.{name}: not enabled, not checked" for name, source in settings.sources.items() if not source.enabled]
-    warnings = disabled + settings.secret_warnings()
+    warnings = [*disabled, *settings.polling_warnings(), *settings.secret_warnings()]
     bad = [result for result in results if not result["ok"]]
     if as_json:
         print_json({"ok": not bad, "config": str(settings.path), "checks": results, "warnings": warnings})

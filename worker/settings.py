@@ -593,6 +593,15 @@ class Settings(_Table):
                     problems.append(f"{path}: {exc}")
         return problems
 
+    def polling_warnings(self) -> list[str]:
+        """List the sources whose files may be half way to their end, or past it, before a listing shows them."""
+        return [
+            f"sources.{name}.poll_every: a listing may come {2 * source.poll_every} after the last one, and files may be "
+            f"deleted after {source.retention} (retention); make it shorter"
+            for name, source in self.sources.items()
+            if source.enabled and 4 * source.poll_every > source.retention
+        ]
+
     def secret_warnings(self) -> list[str]:
         """List the secrets that are kept unwisely, each with its path. The Redis URL may be plain where it has no password."""
         warned = {
