@@ -64,12 +64,13 @@ lock: $(READY) ## write requirements.lock anew from pyproject.toml; ARGS="--upgr
 		-o deploy/docker/requirements.lock
 	@$(MAKE) --no-print-directory setup
 
-tools: ## what some tests need from outside and are skipped without: Chromium, Redis with TLS, promtool, systemd (Debian, as root)
+tools: $(READY) ## what some tests need from outside and are skipped without: Chromium, Redis with TLS, promtool, hadolint, … (Debian, as root)
 	apt-get update -q
 	apt-get install -q -y --no-install-recommends chromium redis-server systemd
 	@command -v promtool >/dev/null || { cd "$$(mktemp -d)" && apt-get download -q prometheus && \
 		dpkg-deb --fsys-tarfile prometheus_*.deb | tar -xO ./usr/bin/promtool > promtool && \
 		install promtool /usr/local/bin; }  # the package itself would start a server
+	@$(BIN)/python -m pip install --quiet --require-hashes --only-binary :all: -r deploy/requirements.lock
 
 $(READY): requirements.lock pyproject.toml
 	@test -n '$(PYTHON)' && $(PYTHON) -c '$(SUPPORTED)' || { \

@@ -68,8 +68,10 @@ def promtool(*arguments: str, **options: str) -> str:
 
 
 def expressions() -> list[str]:
-    """Give every PromQL expression of the rules and the dashboard."""
+    """Give every PromQL expression of the rules, the dashboard and KEDA."""
     rules = [rule["expr"] for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+    scaling = yaml.safe_load((ROOT / "deploy/kubernetes/keda/scaledobject.yaml").read_text())
+    rules += [trigger["metadata"]["query"] for trigger in scaling["spec"]["triggers"]]
     return rules + [target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", ())]
 
 
