@@ -1389,6 +1389,20 @@ def test_a_hushed_source_is_not_called_and_gives_no_claims(ledger: Ledger, clock
     assert claim(ledger)
 
 
+def test_a_call_that_waits_for_its_turn_is_not_made_when_the_source_is_hushed_meanwhile(redis_url: str) -> None:
+    one, two = (Ledger(redis_url, lease=LEASE, worker=name) for name in ("w1", "w2"))
+    shared, other = (ledger.shared("acme", 2, threading.Event()) for ledger in (one, two))
+    shared.pace()
+    until = one.now().replace(microsecond=0) + timedelta(seconds=30)
+    timer = threading.Timer(0.1, other.hush, [until])
+    timer.start()
+    with pytest.raises(ThrottledError) as caught:
+        shared.pace()
+    timer.join()
+    assert caught.value.not_before is not None
+    assert abs(caught.value.not_before - until) < timedelta(seconds=1)
+
+
 def test_a_hush_that_is_over_already_changes_nothing(ledger: Ledger, clock: Clock) -> None:
     shared = ledger.shared("acme", 10, threading.Event())
     shared.hush(clock.now - DAY)

@@ -731,11 +731,17 @@ function commands.backlog(source, most)
   return reply
 end
 
+-- hushed SOURCE: for how long nobody calls the source, as a negative number; 0 when it may be called.
+function commands.hushed(source)
+  local hush = tonumber(call('HGET', P .. 'hush:' .. source, 'until') or '0')
+  return hush > now and num(now - hush) or '0'
+end
+
 -- pace SOURCE INTERVAL MOST: one call's turn (GCRA without burst). Gives how long to wait for it; nothing is taken when that
 -- is more than MOST, or when the source is hushed (then: how long, as a negative number).
 function commands.pace(source, interval, most)
-  local hush = tonumber(call('HGET', P .. 'hush:' .. source, 'until') or '0')
-  if hush > now then return num(now - hush) end
+  local hushed = commands.hushed(source)
+  if hushed ~= '0' then return hushed end
   local turn = math.max(now, tonumber(call('GET', P .. 'pace:' .. source) or '0'))
   local wait = turn - now
   if wait > tonumber(most) then return num(-wait) end

@@ -1112,13 +1112,15 @@ class SharedState:
         self._log_in_turn = ""
 
     def pace(self) -> None:
-        """Wait for this source's turn to make one call."""
+        """Wait for this source's turn to make one call. A hush that comes meanwhile holds for it too."""
         wait = float(self._ledger._run("pace", self._source, self._interval, _CALL_MAY_WAIT_SECONDS))  # noqa: SLF001
+        if wait > 0:
+            if self._stop.wait(wait):
+                raise StoppedError("the process is stopping")
+            wait = float(self._ledger._run("hushed", self._source))  # noqa: SLF001
         if wait < 0:
             until = self._ledger.now() + timedelta(seconds=-wait)
             raise ThrottledError(f"{self._source}: no call before {timestamp(until)}", not_before=until)
-        if wait and self._stop.wait(wait):
-            raise StoppedError("the process is stopping")
 
     def hush(self, until: datetime) -> None:
         """Let no worker call this source before `until`."""
