@@ -1403,6 +1403,20 @@ def test_a_call_that_waits_for_its_turn_is_not_made_when_the_source_is_hushed_me
     assert abs(caught.value.not_before - until) < timedelta(seconds=1)
 
 
+def test_a_download_is_not_made_when_the_source_is_hushed_after_its_claim(ledger: Ledger, clock: Clock) -> None:
+    """One that the vendor counts is written down in the bucket already, and is made."""
+    (one,) = owe(ledger, "1")
+    fence = claim(ledger).fence
+    until = clock.now + timedelta(seconds=20)
+    ledger.shared("acme", 10, threading.Event()).hush(until)
+    with pytest.raises(ThrottledError) as caught:
+        ledger.spend(one.id, fence)
+    assert caught.value.not_before == until
+    assert ledger.spend(one.id, fence, 3) == 3
+    clock.wait(21)
+    assert ledger.spend(one.id, fence) == 4
+
+
 def test_a_hush_that_is_over_already_changes_nothing(ledger: Ledger, clock: Clock) -> None:
     shared = ledger.shared("acme", 10, threading.Event())
     shared.hush(clock.now - DAY)

@@ -669,14 +669,18 @@ function commands.lose(id, fence, reason, err)
 end
 
 -- spend ID FENCE DOWNLOADS: a download is about to be made; DOWNLOADS is its number where the vendor counts, '' elsewhere.
+-- Gives its number, and for how long the source is hushed, see `hushed`: then nothing is counted and none may be made, save where
+-- the vendor counts, since that one is written down already.
 function commands.spend(id, fence, downloads)
-  if not owns(id, fence) then return -1 end
+  if not owns(id, fence) then return { -1, '0' } end
+  local hushed = downloads == '' and commands.hushed(source_of(id)) or '0'
+  if hushed ~= '0' then return { 0, hushed } end
   if downloads ~= '' then
     call('HSET', rec(id), 'dn', downloads)
   else
     call('HINCRBY', rec(id), 'dn', 1)
   end
-  return tonumber(get(id, 'dn'))
+  return { tonumber(get(id, 'dn')), hushed }
 end
 
 -- retry ID: owed at once. Gives the state it was in, '' when unknown.

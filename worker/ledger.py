@@ -550,11 +550,19 @@ class Ledger:
         return bool(self._run("lose", str(output), fence, reason, error))
 
     def spend(self, output: OutputId, fence: str, number: int | None = None) -> int:
-        """Count a download that is about to be made; `number` where the vendor counts. Raises `LeaseLostError`."""
-        spent = int(self._run("spend", str(output), fence, "" if number is None else number))
+        """Count a download that is about to be made; `number` where the vendor counts. Raises `LeaseLostError`, or
+        `ThrottledError` where the vendor has asked us to slow down since the output was claimed.
+        """
+        spent, hushed = self._run("spend", str(output), fence, "" if number is None else number)
         if spent < 0:
             raise LeaseLostError(f"{output}: the lease ended before the download")
-        return spent
+        if float(hushed) < 0:
+            raise self._hushed(output.source, float(hushed))
+        return int(spent)
+
+    def _hushed(self, source: str, wait: float) -> ThrottledError:
+        until = self.now() + timedelta(seconds=-wait)
+        return ThrottledError(f"{source}: no call before {timestamp(until)}", not_before=until)
 
     # --- by hand -----------------------------------------------------------------------------------------------------
 
@@ -1119,8 +1127,7 @@ class SharedState:
                 raise StoppedError("the process is stopping")
             wait = float(self._ledger._run("hushed", self._source))  # noqa: SLF001
         if wait < 0:
-            until = self._ledger.now() + timedelta(seconds=-wait)
-            raise ThrottledError(f"{self._source}: no call before {timestamp(until)}", not_before=until)
+            raise self._ledger._hushed(self._source, wait)  # noqa: SLF001
 
     def hush(self, until: datetime) -> None:
         """Let no worker call this source before `until`."""
