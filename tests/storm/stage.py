@@ -95,7 +95,7 @@ class Stage:
         self.never: dict[str, list[str]] = {"empty": [], "invalid": []}  # ids of what is done and has no bytes
         self.tokens: list[str] = []
         self.frozen: list[tuple[float, float]] = []
-        self.forgot: list[float] = []  # when Redis lost what it knew
+        self.forgot: list[tuple[float, float]] = []  # when Redis lost what it was told, and since when it was told that
         self.began = time.time()
         self._timers: list[tuple[float, int, Callable[[], object]]] = []  # the ends of faults
         self._fates: list[tuple[float, int, Callable[[], object]]] = []  # what vendors do with what they made
@@ -419,11 +419,11 @@ class Stage:
             self.redis.pause()
             self.later(blow.lasts, self.redis.resume)
         elif kind == "older":
-            kept = self.folder / "redis-older"
+            kept, copied_at = self.folder / "redis-older", time.time()
             _copy_files(self.redis.log.parent, kept)
 
             def go_back() -> None:
-                self.forgot.append(time.time())
+                self.forgot.append((time.time(), copied_at))
                 self.redis.kill()
                 _empty(self.redis.log.parent)
                 _copy_files(kept, self.redis.log.parent)
@@ -433,7 +433,7 @@ class Stage:
         else:
             self.redis.kill()
             if kind == "empty":
-                self.forgot.append(time.time())
+                self.forgot.append((time.time(), 0.0))
                 _empty(self.redis.log.parent)
             self.later(blow.lasts, self._start_redis)
 
@@ -443,7 +443,7 @@ class Stage:
 
     def _strike_flushall(self, kind: str, blow: Blow) -> None:
         del kind, blow
-        self.forgot.append(time.time())
+        self.forgot.append((time.time(), 0.0))
         with suppress(redis.RedisError):
             self.redis_client.flushall()
 

@@ -81,6 +81,7 @@ def _storm(plan: Plan, stage: Stage, options: argparse.Namespace) -> list[str]:
     print(f"{time.strftime('%H:%M:%S', time.gmtime())} calm", file=schedule, flush=True)
     waiting, settled = _settle(stage, options.settle)
     print(f"storm: settled after {settled:.1f} s of calm; looking", flush=True)
+    stage.proxy.latency_seconds = (0.0, 0.0)
     found = verdict.gather(stage)
     wrong = stage.wrong
     wrong += [f"not settled after {settled:.0f} s: {line}" for line in waiting]
