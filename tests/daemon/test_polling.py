@@ -80,3 +80,20 @@ def test_a_job_that_cannot_be_read_harms_no_other_and_is_not_asked_for_again(wor
     assert look(daemon, "spaaza") == 0
     assert len(world.spaaza.requests("task")) == 2
     assert daemon.ledger.record(OutputId("spaaza", str(broken.id), str(broken.id))) is None
+
+
+def test_a_running_job_is_archived_long_before_the_next_listing(stage):
+    """By beat and a worker: the tick sees that it is to be asked for."""
+    stage.only("spaaza")
+    stage.sources["spaaza"]["poll_every"] = "15m"
+    task = stage.spaaza.add_task(Content("x", 1000), lasts=None)
+    stage.start("beat")
+    stage.workers(1)
+    wait_until(lambda: stage.ledger.status("spaaza", PAUSE).last_poll_result == "ok", 20, "the end of a listing")
+    assert list(stage.ledger.running("spaaza")) == [str(task.id)]
+    task.runs[-1].lasts = stage.spaaza.now() - task.runs[-1].begins_at
+    lists = len(stage.spaaza.requests("tasks"))
+    stage.ledger.plan_looks("spaaza", [(str(task.id), stage.ledger.now())])
+    stage.wait_archived()
+    assert len(stage.spaaza.requests("tasks")) == lists
+    assert "Traceback" not in stage.logs()
