@@ -88,12 +88,14 @@ password = "p"
         (["retry", "--config", "good.toml"], 2, "name outputs, or --held, or --lost"),
         (["audit", "--config", "good.toml", "--since", "today"], 2, "write 2026-03-26 or 2026-03-26T12:00:00Z"),
         (["audit", "--config", "good.toml", "--last", "7"], 2, 'such as "90s", "15m"'),
+        (["status", "--config", "unset.toml"], 2, "redis_url: environment variable UNSET is not set; set it for this process"),
         (["frobnicate"], 2, "No such command 'frobnicate'"),
     ],
 )
 def test_a_message_says_what_to_do(arguments: list[str], code: int, says: str) -> None:
     Path("good.toml").write_text(GOOD)
     Path("bad.toml").write_text("[archive")
+    Path("unset.toml").write_text(GOOD.replace('"redis://127.0.0.1:1/0"', '{ env = "UNSET" }'))
     done = run(*arguments)
     assert done.exit_code == code
     assert says in done.output

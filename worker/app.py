@@ -68,7 +68,7 @@ def _broker(url: str) -> tuple[dict[str, Any], dict[str, Any]]:
 def celery_settings(settings: Settings) -> dict[str, Any]:
     """Give Celery's settings, each with its reason. A test asserts that every name is one that Celery knows."""
     seconds = tick_seconds(settings)
-    broker, sentinel = _broker(settings.redis_url.reveal())
+    broker, sentinel = _broker(settings.redis())
     return {
         **broker,
         # A half-open connection is noticed in 10 s, and no message is lost by noticing it (FACTS 4).
@@ -478,7 +478,7 @@ def _unbind(**_: object) -> None:
 @signals.beat_init.connect
 def _open_beat(**_: object) -> None:
     settings = _settings()
-    _Process.beat_ledger = Ledger(settings.redis_url.reveal(), lease=settings.worker.lease, worker="beat")
+    _Process.beat_ledger = Ledger(settings.redis(), lease=settings.worker.lease, worker="beat")
 
 
 @signals.after_task_publish.connect(sender="tick")

@@ -426,7 +426,7 @@ def health(settings: Settings, process: str | None, *, as_json: bool) -> None:
     a single process nothing bad is said while Redis is away: a worker may have
     transfers in hand, and to start it anew would throw them away.
     """
-    ledger = Ledger(settings.redis_url.reveal(), lease=settings.worker.lease, worker="health")
+    ledger = Ledger(settings.redis(), lease=settings.worker.lease, worker="health")
     try:
         missing = ledger.missing_processes()
         here = [name for name in ledger.workers() if name.rsplit("-", 2)[0] == socket.gethostname()]

@@ -53,7 +53,7 @@ def open_daemon(settings: Settings, *, alone: bool = False) -> Daemon:
     """
     worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
     stop = threading.Event()
-    ledger = Ledger(settings.redis_url.reveal(), lease=settings.worker.lease, worker=worker)
+    ledger = Ledger(settings.redis(), lease=settings.worker.lease, worker=worker)
     enabled = {name: source for name, source in settings.sources.items() if source.enabled}
     return Daemon(
         settings=settings,

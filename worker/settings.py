@@ -564,6 +564,12 @@ class Settings(_Table):
         object.__setattr__(self, "sources", named)
         return self
 
+    def redis(self) -> str:
+        """Give the Redis URL. Raises `ConfigurationError` where it cannot be read now."""
+        if why := self.redis_url.problem():
+            raise ConfigurationError([f"redis_url: {why}; set it for this process as well, or $LASTCALL_REDIS_URL"])
+        return self.redis_url.reveal()
+
     def secrets(self) -> dict[str, Secret]:
         """Give every secret that is in use by its path in the file: a source that is switched off needs none."""
         found = {"redis_url": self.redis_url}

@@ -99,7 +99,7 @@ class Reply:
     def unexpected(self) -> LastcallError:
         """Give the error for an answer that the vendor's module has no better word for."""
         if self.status in {401, 403}:
-            return LogInRefusedError(f"{self.call}: the vendor refuses access ({self.status})")
+            return LogInRefusedError(f"{self.call}: the vendor refuses access ({self.status}); check credentials and rights")
         if self.status in _REDIRECTS:
             return VendorReplyError(f"{self.call}: answered with a redirect ({self.status}), never followed; check base_url")
         if self.status >= 500:

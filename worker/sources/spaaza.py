@@ -306,7 +306,9 @@ class Spaaza:
         """Say what it means that the list was refused. No task is in question, so any word of rights is about the log-in."""
         words = _Words(reply)
         if words.no_log_in or words.not_there_or_not_allowed or reply.status in {401, 403}:
-            return LogInRefusedError(f"list of tasks: the vendor refuses the access token ({reply.status})")
+            return LogInRefusedError(
+                f"list of tasks: the vendor refuses the access token ({reply.status}); check its id, secret and scope"
+            )
         return VendorReplyError("list of tasks: expected an array") if reply.ok else reply.unexpected()
 
     def _task_refusal(self, reply: Reply, task_id: str) -> LastcallError:
@@ -315,7 +317,9 @@ class Spaaza:
         if (about_the_task := words.about_the_task(where)) is not None:
             return about_the_task
         if words.no_log_in or reply.status in {401, 403}:
-            return LogInRefusedError(f"{where}: the vendor refuses the access token ({reply.status})")
+            return LogInRefusedError(
+                f"{where}: the vendor refuses the access token ({reply.status}); check its id, secret and scope"
+            )
         if words.not_there_or_not_allowed:
             self._page(0, 1)  # raises `LogInRefusedError` unless the token is good; and then it is the task
             return OutputGoneError(f"{where}: the chain has no such task ({reply.status})")

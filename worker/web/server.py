@@ -203,7 +203,7 @@ class _Open(_Guarded):
 
 
 def _application(settings: Settings) -> Application:
-    ledger = Ledger(settings.redis_url.reveal(), lease=settings.worker.lease, worker="web")
+    ledger = Ledger(settings.redis(), lease=settings.worker.lease, worker="web")
     room = _Room(
         access=Access(settings.web),
         health=reading.Reading(partial(reading.health, ledger)),
