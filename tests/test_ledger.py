@@ -877,7 +877,7 @@ def test_a_receipt_is_counted_once_however_count_and_archiving_meet(
             yield one.id
 
     ledger.count_receipts("acme", listing())
-    ledger.mark_recovered("acme")
+    ledger.mark_recovered("acme", ledger.epoch()[0])
     if archived == "after the count":
         assert ledger.renew([(one, "old:1:w1")]) != [""]
         ledger.archived(one.id, "key", 1, unproven=False)
@@ -1248,9 +1248,20 @@ def test_counters_workers_and_beats(ledger: Ledger, open_ledger: Callable[..., L
     assert ledger.workers() == []
 
 
+def test_what_was_read_back_while_the_ledger_was_lost_is_read_back_again(ledger: Ledger) -> None:
+    """Watched jobs and losses went into a ledger that is gone; the new one must not believe that it has them."""
+    lost, _ = ledger.epoch()
+    ledger.clear()
+    present, _ = ledger.epoch()
+    assert not ledger.mark_recovered("acme", lost)
+    assert not ledger.recovered("acme")
+    assert ledger.mark_recovered("acme", present)
+    assert ledger.recovered("acme")
+
+
 def test_a_receipt_that_a_later_pass_meets_makes_the_count_doubtful(ledger: Ledger) -> None:
     ledger.count_receipts("acme", [])
-    ledger.mark_recovered("acme")
+    ledger.mark_recovered("acme", ledger.epoch()[0])
     ledger.adopt(output("a"), "k")
     assert ledger.recovered("acme"), "before the first pass is complete, what stands was counted"
     ledger.complete_pass("acme", ledger.now())
@@ -1265,7 +1276,7 @@ def test_a_receipt_that_was_counted_unknown_and_is_met_later_is_not_counted_twic
     """The bucket was away when the output was listed: so it is owed, and its worker finds the receipt."""
     one = output("a")
     ledger.count_receipts("acme", [one.id])
-    ledger.mark_recovered("acme")
+    ledger.mark_recovered("acme", ledger.epoch()[0])
     ledger.owe(one, recheck=True)
     assert ledger.archived(claim(ledger).output.id, "k", 1, unproven=False, found=True)
     assert ledger.status("acme", AT_RISK).archived == 1

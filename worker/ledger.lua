@@ -570,6 +570,13 @@ local function counting(source)
   return (call('HGET', P .. 'epoch', 'id') or '') .. ':' .. (call('GET', P .. 'counting:' .. source) or '')
 end
 
+-- recovered SOURCE EPOCH: what the bucket knows of SOURCE was read into the ledger that EPOCH is. Gives 0 when that is lost.
+function commands.recovered(source, epoch)
+  if call('HGET', P .. 'epoch', 'id') ~= epoch then return 0 end
+  call('SADD', P .. 'recovered', source)
+  return 1
+end
+
 -- begin_count SOURCE: the receipts are counted from nothing. Gives the count's name.
 function commands.begin_count(source)
   call('SREM', P .. 'recount', source)

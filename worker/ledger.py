@@ -363,10 +363,9 @@ class Ledger:
             recovered, doubtful = pipe.execute()
         return bool(recovered and not doubtful)
 
-    def mark_recovered(self, source: str) -> None:
-        """Say that what the bucket knows of `source` was read back."""
-        with _edge():
-            self._redis.sadd(PREFIX + "recovered", source)
+    def mark_recovered(self, source: str, epoch: str) -> bool:
+        """Say that what the bucket knows of `source` was read back in `epoch`. False when another one has begun meanwhile."""
+        return bool(self._run("recovered", source, epoch))
 
     def count_receipts(self, source: str, outputs: Iterable[OutputId]) -> None:
         """Count the receipts of `source` anew; `outputs` is a listing of the bucket that begins now.

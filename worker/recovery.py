@@ -37,14 +37,18 @@ def open_epoch(daemon: Daemon) -> bool:
 
 
 def recover(daemon: Daemon, source: str) -> None:
-    """Read back from the bucket what the ledger must know of `source`, once in each epoch."""
+    """Read back from the bucket what the ledger must know of `source`, once in each epoch.
+
+    When the ledger is lost while this goes on, the next poll does it again.
+    """
+    epoch, _ = daemon.ledger.epoch()
     if daemon.ledger.recovered(source):
         return
     daemon.ledger.count_receipts(source, daemon.archive.receipts(source))
     _recover_losses(daemon, source)
     _recover_watches(daemon, source)
-    daemon.ledger.mark_recovered(source)
-    log.info("read back from the bucket", source=source)
+    if daemon.ledger.mark_recovered(source, epoch):
+        log.info("read back from the bucket", source=source)
 
 
 def _recover_losses(daemon: Daemon, source: str) -> None:
