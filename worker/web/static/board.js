@@ -359,7 +359,7 @@ function drawSources(sources) {
     flow.className = "flow";
     drawSpark(flow.querySelector("svg"), one.flow);
     const day = `${number(one.day.outputs)} archived, ${bytes(one.day.size)}`;
-    const hour = one.hour.outputs ? `\nlast hour ${number(one.hour.outputs)}, ${bytes(one.hour.size)}` : "";
+    const hour = one.hour.outputs && one.hour.outputs !== one.day.outputs ? `\nlast hour ${number(one.hour.outputs)}, ${bytes(one.hour.size)}` : "";
     write(flow.lastElementChild, one.day.outputs ? day + hour : "nothing");
     deadline.className = one.overdue ? "overdue" : one.at_risk ? "at-risk" : "";
     tick(deadline.firstElementChild, (now) => (one.nearest_deadline ? left(one.nearest_deadline, now) : "–"));
