@@ -58,11 +58,12 @@ def _turn(name: str) -> str:
 
 
 def _is_due(state: ProofState, every: timedelta, now: datetime) -> bool:
+    """Whether a period has passed, or nobody knows of one, and a try that failed is long enough ago."""
     began = state.at or state.since
-    if began is None:
-        return True  # so that somebody looks into the bucket for when it last succeeded
-    tried = state.tried or began
-    return now >= began + every and (tried <= began or now >= tried + min(every, _TRY_AGAIN))
+    failed_at = state.tried if state.tried and (began is None or state.tried > began) else None
+    if failed_at and now < failed_at + min(every, _TRY_AGAIN):
+        return False
+    return began is None or now >= began + every
 
 
 def prove(daemon: Daemon) -> list[str]:
@@ -88,10 +89,9 @@ def prove(daemon: Daemon) -> list[str]:
 def _run(daemon: Daemon, name: str) -> str | None:
     """Run one proof whose turn we have, if it still is due. Only `LedgerUnavailableError` and `StoppedError` are raised."""
     every = scheduled(daemon)[name]
-    state = _known(daemon, name)
-    if not _is_due(state, every, daemon.ledger.now()):
-        return None
     try:
+        if not _is_due(_known(daemon, name), every, daemon.ledger.now()):
+            return None
         if name == VERIFY:
             done = verify(daemon, daemon.sources, daemon.settings.audit.verify_sample or None)
             record_verification(daemon, done, by="schedule")

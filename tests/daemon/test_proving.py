@@ -193,6 +193,16 @@ def test_an_audit_that_fails_is_no_proof_and_people_learn_when_it_fails_for_long
     assert len(daemon.archive.proofs.entries()) == 1
 
 
+def test_a_bucket_that_is_away_fails_a_proof_and_is_not_asked_all_the_time(world):
+    daemon = archived(world)
+    name, daemon.archive._bucket.name = daemon.archive._bucket.name, "nowhere"
+    (result,) = proving.prove(daemon)
+    assert result.startswith("audit:sellercloud: bucket nowhere does not exist")
+    assert proving.due(daemon) == []
+    assert not daemon.ledger.proofs(["audit:sellercloud"])["audit:sellercloud"].since
+    daemon.archive._bucket.name = name
+
+
 def test_a_removed_end_of_the_record_is_told_and_stands_in_the_next_one(world, redis_client):
     daemon = archived(world)
     for _ in range(2):
