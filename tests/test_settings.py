@@ -197,6 +197,9 @@ def test_durations_have_sensible_limits() -> None:
     assert problem('poll_every = "999ms"') == "sources.acme.poll_every: must be at least 1s"
     assert problem('retention = "0s"') == "sources.acme.retention: must be at least 0.001s"
     assert problem('retention = "999999999d"') == "sources.acme.retention: longer than a hundred years"
+    for wrong in ("999ms", "1ms"):
+        found = problems(f'[archive]\nbucket = "exports"\n[audit]\nevery = "{wrong}"')
+        assert found == ["audit.every: must be 0s, which is never, or at least 1s"]
 
 
 @pytest.mark.parametrize(
