@@ -29,8 +29,8 @@ from worker.ledger import Ledger
 from worker.model import OutputId, OutputState
 
 CONCURRENCY = (16, 4)
-SECONDS = 75.0
-A_SECOND = 3.0
+SECONDS = 60.0
+A_SECOND = 2.0
 FILE_BYTES, BYTES_PER_SECOND = 40_000, 100_000.0
 SICK_OUTPUTS = 40
 
@@ -161,5 +161,6 @@ Ready to archived, median / 95th percentile, with one worker and from the start 
 {A_SECOND * SECONDS:.0f} files of a well source, {A_SECOND:.0f} a second, {FILE_BYTES / BYTES_PER_SECOND:.1f} s of download
 each; `poll_every` is 1 s. Of the others one hangs, one trickles at 100 B/s, one answers each download with 429, one refuses
 the log-in; each of the first three owes {SICK_OUTPUTS} outputs, all due sooner than those of the well one. The limits are
-the default ones: 4 downloads at once, `read_timeout` 60 s ([decision 20](decisions/0020-fair-shares.md)).
+the default ones: 4 downloads at once, `read_timeout` 60 s. Where the well one needs more slots than the sick ones leave, it
+waits for longer ([decision 20](decisions/0020-fair-shares.md)).
 """

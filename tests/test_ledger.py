@@ -556,6 +556,21 @@ def test_a_slot_held_in_vain_makes_its_source_yield(ledger: Ledger, clock: Clock
     assert claim(ledger, **slots).output.id.source == "sick"
 
 
+def test_a_source_that_rests_gets_what_is_left_if_the_others_took_all_they_may(ledger: Ledger, clock: Clock) -> None:
+    """Six slots, of which the well one may take four; then the share of three again."""
+    ledger.stamp_worker(6)
+    slots = {"sick": 4, "well": 4}
+    owe(ledger, "1", source="well")
+    ledger.archived(claim(ledger, **slots).output.id, "key", 1, unproven=False)
+    owe(ledger, *"12345", source="sick")
+    hung = claim(ledger, **slots)
+    ledger.again(hung.output.id, hung.fence, clock.now, "no answer", lost_seconds=60)
+    assert take(ledger, slots) == ["sick"] * 2
+    clock.wait(61)
+    ledger.stamp_worker(6)
+    assert take(ledger, slots) == ["sick"]
+
+
 def test_an_attempt_that_fails_at_once_costs_no_trust(ledger: Ledger, clock: Clock) -> None:
     ledger.stamp_worker(2)
     slots = {"a": 2, "b": 2}

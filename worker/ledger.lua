@@ -249,7 +249,7 @@ end
 
 -- How many outputs of each of [SOURCE SLOTS]… may be claimed now, of `most` that all workers can collect; and how many are held.
 -- A source that archives has its own limit only. One that has archived nothing yet, or holds slots in vain, gets its share of all
--- slots, and while it rests only what is left when the others have theirs: a vendor that hangs or trickles never fills a worker.
+-- slots, and while it rests only what is left if the others took all they may: a vendor that hangs or trickles never fills a worker.
 local function rooms(lease, most, ...)
   local sources, list, held = { ... }, {}, 0
   for i = 1, #sources, 2 do
@@ -263,13 +263,12 @@ local function rooms(lease, most, ...)
   local share, wanted = math.max(1, math.floor(most / math.max(1, #list))), 0
   for _, one in ipairs(list) do
     one.trusted, one.rests = health(one.name, #list)
-    one.due = one.rests and 0 or math.max(0, math.min(one.limit, share) - one.held)
-    wanted = wanted + one.due
+    local limit = (one.trusted or most == 0) and one.limit or math.min(one.limit, share)
+    one.room = math.max(0, limit - one.held)
+    if not one.rests then wanted = wanted + one.room end
   end
   local free = math.max(1, most - held) -- who asks has one; dead workers hold theirs until their leases end
   for _, one in ipairs(list) do
-    local limit = (one.trusted or most == 0) and one.limit or math.min(one.limit, share)
-    one.room = limit - one.held
     if one.rests and most > 0 then one.room = math.min(one.room, free - wanted) end
   end
   return list, held
