@@ -144,6 +144,8 @@ def test_in_a_browser_flower_shows_hostile_names_and_runs_nothing(
             page.until("document.body.innerText.includes('onerror=alert(1)')")
         assert page.see("document.querySelectorAll('img[src=x]').length") == 0, path
         assert page.complaints == [], path
+        if path == "/tasks":
+            assert page.see(f"document.querySelectorAll('td a[href=\"/task/{uuid}\"]').length") == 1, "the way to all of it"
     assert flower.get("/tasks").headers["Content-Security-Policy"].startswith("default-src 'none'; script-src 'self' 'sha256-")
 
 

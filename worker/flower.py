@@ -29,8 +29,8 @@ from worker.web.access import Access, Verdict
 log = structlog.get_logger()
 
 _OPTIONS = {
-    # What a person wants of a task: what it was, how it ended, in words. The name leads to the rest.
-    "tasks_columns": "name,args,state,result,exception,received,runtime,worker",
+    # What a person wants of a task: what it was, how it ended, in words. Its uuid is the link to the rest.
+    "tasks_columns": "name,args,state,result,exception,uuid,received",
     "natural_time": True,
     "auto_refresh": True,
     # In memory only: the bucket and the ledger are what is kept. Ticks are not among them (see `app.tick`).

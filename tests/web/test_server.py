@@ -181,7 +181,9 @@ def test_only_get_and_head(start_web: Callable[..., Web]) -> None:
         assert (head.status_code, head.content) == (web.get(path).status_code, b"")
 
 
-@pytest.mark.parametrize("path", ["/static/", "/static/../server.py", "/static/index.html", "/static/%2e%2e/access.py"])
+@pytest.mark.parametrize(
+    "path", ["/static/", "/static/../server.py", "/static/index.html", "/static/%2e%2e/access.py", "/api/board?source=nope"]
+)
 def test_nothing_else_is_served(start_web: Callable[..., Web], path: str) -> None:
     web = start_web()
     assert requests.Session().send(requests.Request("GET", web.url + path).prepare(), timeout=5).status_code == 404
