@@ -129,7 +129,11 @@ def _known(daemon: Daemon, name: str) -> ProofState:
 
 def _successes(daemon: Daemon, name: str) -> Iterator[ProofState]:
     for entry in itertools.islice(daemon.archive.proofs.newest(), _RECORDS_LOOKED_AT):
-        if entry.at and entry.document and (counts := _counts(entry.document).get(name)) is not None:
+        try:
+            counts = _counts(entry.document or {}).get(name)
+        except (AttributeError, KeyError, TypeError):  # not what we wrote; `audit --history` says so
+            continue
+        if entry.at and counts is not None:
             yield ProofState(at=entry.at, counts=counts)
 
 

@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, cast
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, cast, get_args
 from urllib.parse import SplitResult, urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -528,10 +528,10 @@ class CrayonSettings(_SourceTable):
 
 
 SourceSettings: TypeAlias = SellercloudSettings | Api2convertSettings | SpaazaSettings | CrayonSettings
-VENDORS = ("sellercloud", "api2convert", "spaaza", "crayon")
-_TABLES: dict[str, type[_SourceTable]] = dict(
-    zip(VENDORS, (SellercloudSettings, Api2convertSettings, SpaazaSettings, CrayonSettings), strict=True)
-)
+_TABLES: dict[str, type[_SourceTable]] = {
+    get_args(table.model_fields["vendor"].annotation)[0]: table for table in get_args(SourceSettings)
+}
+VENDORS = tuple(_TABLES)
 
 
 def required_secrets(vendor: str) -> list[str]:

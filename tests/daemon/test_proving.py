@@ -144,6 +144,8 @@ def test_an_emptied_ledger_reads_from_the_bucket_when_a_proof_last_succeeded(wor
     daemon = archived(world)
     due_and_proved(daemon, redis_client, "audit:sellercloud")
     before = daemon.ledger.proofs(["audit:sellercloud"])["audit:sellercloud"]
+    for number, body in ((2, b'{"proof": "audit", "by": 3}'), (3, b"{}"), (4, b'{"proof": "verify"}'), (5, b"no JSON")):
+        world.s3.put_object(Bucket=world.bucket, Key=f"archive/_state/audit/{number:08d}.json", Body=body)
     redis_client.flushall()
     assert proving.prove(daemon) == []
     after = daemon.ledger.proofs(["audit:sellercloud"])["audit:sellercloud"]
