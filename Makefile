@@ -27,8 +27,19 @@ test: $(READY) ## the full test suite; ARGS="tests/test_settings.py -x" for a pa
 	@python -m pytest -q $(ARGS)
 
 .PHONY: bench
-bench: $(READY) ## measure: prints the tables of docs/benchmarks.md and writes them there; ARGS="scheduling" for one part
+bench: $(READY) peers ## measure: prints the tables of docs/benchmarks.md and writes them there; ARGS="small" for one part
 	@python -m bench $(ARGS)
+
+PEERS := .peers
+.PHONY: peers
+peers: $(PEERS)/ready ## what benchmarks compare with (awscli, rclone, smart_open), in an environment of its own: .peers
+	@:
+
+$(PEERS)/ready: $(READY) bench/requirements.lock
+	@$(BIN)/python -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip install --quiet --require-hashes --only-binary :all: -r bench/requirements.lock \
+		|| echo 'the peers cannot be installed here; the tables name what is missing' >&2
+	@touch $@
 
 storm: $(READY) ## random kills and faults over the whole daemon, then proof that nothing is lost; MINUTES=5 SEED=7 OUTPUTS=1500
 	@python -m tests.storm.storm --minutes $(or $(MINUTES),5) --outputs $(or $(OUTPUTS),1500) $(if $(SEED),--seed $(SEED)) $(ARGS)
@@ -62,11 +73,13 @@ lock: $(READY) ## write requirements.lock anew from pyproject.toml; ARGS="--upgr
 	@UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-emit-find-links --group build --constraint requirements.lock pyproject.toml \
 		-o deploy/docker/requirements.lock
+	@UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-emit-find-links $(ARGS) bench/requirements.in -o bench/requirements.lock
 	@$(MAKE) --no-print-directory setup
 
 tools: $(READY) ## what some tests need from outside and are skipped without: Chromium, Redis with TLS, promtool, hadolint, … (Debian, as root)
 	apt-get update -q
-	apt-get install -q -y --no-install-recommends chromium redis-server systemd
+	apt-get install -q -y --no-install-recommends chromium redis-server systemd curl
 	@command -v promtool >/dev/null || { cd "$$(mktemp -d)" && apt-get download -q prometheus && \
 		dpkg-deb --fsys-tarfile prometheus_*.deb | tar -xO ./usr/bin/promtool > promtool && \
 		install promtool /usr/local/bin; }  # the package itself would start a server

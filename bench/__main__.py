@@ -7,15 +7,22 @@ from __future__ import annotations
 
 import sys
 import time
+import tomllib
 from importlib import import_module
+from pathlib import Path
 
 from bench import page
 
-BENCHMARKS = ("scheduling", "ledger", "polling", "fairness")
+BENCHMARKS = ("scheduling", "ledger", "polling", "fairness", "large", "small", "scale", "idle")
+
+
+FLOORS = Path(__file__).with_name("floors.toml")
 
 
 def main(names: list[str]) -> int:
-    """Run the benchmarks of these names, or all."""
+    """Run the benchmarks of these names, or all. Gives 1 when something fell below its floor."""
+    floors: dict[str, float] = tomllib.loads(FLOORS.read_text(encoding="utf-8"))
+    below: list[str] = []
     for name in names:
         if name not in BENCHMARKS:
             sys.stderr.write(f"no benchmark {name!r}; there are: {', '.join(BENCHMARKS)}\n")
@@ -25,8 +32,15 @@ def main(names: list[str]) -> int:
         section = import_module(f"bench.{name}").run()
         page.write(name, section)
         sys.stdout.write(f"\n{section.title}\n\n{section.text}\n")
+        for what, ratio in section.ratios.items():
+            fell = ratio < floors[what]
+            sys.stdout.write(f"{'BELOW ITS FLOOR' if fell else 'ok':>15}  {what}: {ratio:.2f} (floor {floors[what]:g})\n")
+            if fell:
+                below.append(what)
         sys.stderr.write(f"{name}: {time.monotonic() - began:.0f} s\n")
-    return 0
+    if below:
+        sys.stderr.write(f"\nBELOW THE FLOOR (bench/floors.toml): {'; '.join(below)}\n")
+    return 1 if below else 0
 
 
 if __name__ == "__main__":

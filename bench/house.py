@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -15,6 +15,7 @@ from typing import Self
 import redis
 
 from bench.loopback import Server
+from bench.wire import Wire
 from worker.demo.embedded import Child, RedisServer, free_port, wait_until
 from worker.ledger import Ledger, SourceStatus
 
@@ -34,6 +35,14 @@ class Store:
     region: str = "us-east-1"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """Where a worker runs (a command that starts its own) and at which address it finds what is on 127.0.0.1 here."""
+
+    address: str
+    command: tuple[str, ...] = ()
+
+
 @dataclass(slots=True)
 class House:
     """Redis and all processes of the Procfile, `workers` of them workers, for one or more sources at `vendor`.
@@ -50,9 +59,11 @@ class House:
     sources: tuple[str, ...] = (SOURCE,)
     at_once: int = 64
     poll_every: str = "60s"
-    wrappers: Mapping[int, list[str]] = field(default_factory=dict)  # worker number → a command that starts it
-    redis_urls: Mapping[int, str] = field(default_factory=dict)  # worker number → its own way to Redis
+    ways: Sequence[Way] = ()  # of the first workers: where each of them runs, and how it reaches everything
+    delay_ms: float = 0  # of each way, in each direction
+    cut: bool = False  # whether the ways are cut now and then
     redis: RedisServer = field(init=False)
+    config: Path = field(init=False)
     children: dict[str, Child] = field(init=False)
     started_at: float = field(init=False)
     _open: ExitStack = field(init=False, default_factory=ExitStack)
@@ -60,21 +71,34 @@ class House:
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.redis = self._open.enter_context(RedisServer(self.folder / "redis", durable=True))
-        config = self.folder / "lastcall.toml"
-        config.write_text(self._configuration(), encoding="utf-8")
+        for way in self.ways:
+            self._open.enter_context(
+                Wire(self.folder / f"wire-{way.address}", way.address, self.ports, self.delay_ms, cut=self.cut)
+            )
+        self.config = self._write("lastcall.toml", "127.0.0.1")
         names = [f"worker-{number}" for number in range(self.workers)] + list(self.others)
         self.children = {}
         self.started_at = time.monotonic()
         for place, name in enumerate(names):
-            command = [*self.wrappers.get(place, []), sys.executable, "-m", "worker", name.partition("-")[0]]
-            environment = {"LASTCALL_CONFIG": str(config)}
-            if url := self.redis_urls.get(place):
-                environment["LASTCALL_REDIS_URL"] = url
-            self.children[name] = self._open.enter_context(Child(name, command, self.folder, environment=environment))
+            own = self.ways[place] if place < len(self.ways) else None
+            config = self._write(f"{name}.toml", own.address) if own else self.config
+            command = [*(own.command if own else ()), sys.executable, "-m", "worker", name.partition("-")[0]]
+            child = Child(name, command, self.folder, environment={"LASTCALL_CONFIG": str(config)})
+            self.children[name] = self._open.enter_context(child)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
         self._open.close()
+
+    @property
+    def ports(self) -> list[int]:
+        """Where on 127.0.0.1 a worker finds Redis, the vendor and the bucket."""
+        return [self.redis.port, self.vendor.port, int(self.store.url.rpartition(":")[2])]
+
+    def _write(self, name: str, address: str) -> Path:
+        path = self.folder / name
+        path.write_text(self._configuration().replace("://127.0.0.1:", f"://{address}:"), encoding="utf-8")
+        return path
 
     def _configuration(self) -> str:
         store = self.store
@@ -124,7 +148,7 @@ allow_private_hosts = true
     def poll_soon(self) -> None:
         """Let the next tick find that every source's interval is over."""
         with redis.Redis.from_url(self.redis.url) as client:
-            client.delete(*(f"lastcall:polled:{name}" for name in self.sources))
+            client.delete(*(f"lastcall:{key}:{name}" for name in self.sources for key in ("polled", "once:poll")))
 
     def first_poll(self, within_seconds: float = 60.0) -> float:
         """Wait until every source was listed; gives the seconds since the first process was started."""
@@ -137,6 +161,8 @@ allow_private_hosts = true
         self.first_poll()
         ledger = self.ledger()
         wait_until(lambda: len(ledger.workers()) == self.workers, 60, "all workers are alive")
+        # A bucket that shows half-written objects may look as if it had seen a ledger before: then claims wait for a lease.
+        wait_until(ledger.claims_given, 90, "claims are given")
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:

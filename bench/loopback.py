@@ -56,13 +56,14 @@ class Request:
 
 @dataclass(slots=True)
 class Answer:
-    """One answer: `body`, or `size` bytes from the beginning of the open `file`."""
+    """One answer: `body`, or the `size` bytes of the open `file`, that many `times`; to a HEAD only `size` is told."""
 
     status: int = 200
     body: bytes = b""
     headers: tuple[tuple[str, str], ...] = ()
     file: Any = None
     size: int = 0
+    times: int = 1
 
 
 _Handler = Callable[[Request], Answer]
@@ -123,7 +124,7 @@ class _Connection(asyncio.BufferedProtocol):
         assert request is not None  # noqa: S101 - called at the end of one
         request.body = None if self._kept is None else bytes(self._kept)
         answer = self._handler(request)
-        size = answer.size if answer.file is not None or answer.size else len(answer.body)
+        size = answer.size * answer.times if answer.file is not None or answer.size else len(answer.body)
         lines = [
             f"HTTP/1.1 {answer.status} X",
             f"Content-Length: {size}",
@@ -138,7 +139,8 @@ class _Connection(asyncio.BufferedProtocol):
 
     async def _send(self, answer: Answer) -> None:
         try:
-            await asyncio.get_running_loop().sendfile(self._transport, answer.file, 0, answer.size)
+            for _ in range(answer.times):
+                await asyncio.get_running_loop().sendfile(self._transport, answer.file, 0, answer.size)
         except (ConnectionError, RuntimeError):
             self._transport.abort()
 
@@ -149,22 +151,24 @@ class _Connection(asyncio.BufferedProtocol):
 class _Vendor:
     """Speaks Sellercloud's API: a log-in, a list in pages, and one file for every job.
 
-    ``/control/release/N`` makes N jobs be listed as completed a minute ago; ``/plain/…`` is the file without its wrapping.
+    ``/control/release/N`` makes N jobs be listed as completed a minute ago; ``/plain/…`` and ``/wrapped/…`` are the file for
+    peers. The last digit of a job's id says what its file is: 0 wrapped in base64, 1 plain, 2 and 3 the same ten times over.
     """
 
     def __init__(self, folder: Path, size: int) -> None:
         self._rows: list[dict[str, Any]] = []
         self._plain = _file(folder / "plain", size, lambda data: data)
         self._wrapped = _file(folder / "wrapped", size, base64.b64encode)
-        self.asked = 0
 
     def __call__(self, request: Request) -> Answer:
         path = request.path
         if path == "/rest/api/QueuedJobs/OutputFile":
-            self.asked += 1
-            return self._whole(self._wrapped)
+            kind = int(request.query[-1])
+            return self._whole(self._plain if kind % 2 else self._wrapped, times=10 if kind > 1 else 1)
         if path.startswith("/plain/"):
             return self._whole(self._plain)
+        if path.startswith("/wrapped/"):
+            return self._whole(self._wrapped)
         if path == "/rest/api/QueuedJobs":
             number = int(parse_qs(request.query)["model.pageNumber"][0])
             rows = self._rows[(number - 1) * _PAGE_ROWS : number * _PAGE_ROWS]
@@ -173,21 +177,21 @@ class _Vendor:
             return _json({"access_token": "loopback", "expires_in": 3600})
         if path.startswith("/control/release/"):
             self._release(int(path.rpartition("/")[2]))
-            return _json({"released": len(self._rows), "asked": self.asked})
+            return _json({"released": len(self._rows)})
         return Answer(404)
 
     def _release(self, count: int) -> None:
         at = (datetime.now(UTC) - timedelta(minutes=1)).strftime("%Y-%m-%dT%H:%M:%S.000")
         times = {"SubmittedOn": at, "StartedOn": at, "CompletedOn": at}
-        first = int(time.time() * 1000) % 10**10 * 10**5
-        new = range(first, first + count)
+        first = int(time.time() * 1000) % 10**9 * 10**6
+        new = range(first, first + count * 10, 10)
         self._rows = [_ROW | times | {"ID": number, "OutputFile": f"CustomExport_{number}.csv"} for number in new]
 
     @staticmethod
-    def _whole(source: tuple[Any, int, bytes]) -> Answer:
+    def _whole(source: tuple[Any, int, bytes], times: int = 1) -> Answer:
         file, size, body = source
         headers = (("Content-Type", "text/csv"),)
-        return Answer(200, body, headers) if body else Answer(200, headers=headers, file=file, size=size)
+        return Answer(200, body, headers) if body else Answer(200, headers=headers, file=file, size=size, times=times)
 
 
 def _file(path: Path, size: int, wrap: Callable[[bytes], bytes]) -> tuple[Any, int, bytes]:

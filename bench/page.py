@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
@@ -19,11 +19,15 @@ Figures are of the machine that they were made on: believe ratios more than abso
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One section of docs/benchmarks.md, in Markdown, and the plots that it shows: file name → SVG."""
+    """One section of docs/benchmarks.md, in Markdown, and the plots that it shows: file name → SVG.
+
+    `ratios`: what must not fall below its floor in ``floors.toml``, by name.
+    """
 
     title: str
     text: str
     plots: Mapping[str, str]
+    ratios: Mapping[str, float] = field(default_factory=dict)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

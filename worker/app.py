@@ -316,7 +316,7 @@ def collect_some() -> str:
     if slots is None or not slots.acquire(blocking=False):
         return "all slots of this worker are busy"
     try:
-        outcomes = _collect_for(daemon, _COLLECT_SECONDS)
+        outcomes = collect_for(daemon, _COLLECT_SECONDS)
     finally:
         slots.release()
     if not outcomes:
@@ -325,7 +325,7 @@ def collect_some() -> str:
     return told(outcomes)
 
 
-def _collect_for(daemon: Daemon, seconds: float) -> list[Outcome]:
+def collect_for(daemon: Daemon, seconds: float) -> list[Outcome]:
     """Collect one output after the other, and begin none once `seconds` have passed or the process is to stop."""
     ends = time.monotonic() + seconds
     outcomes: list[Outcome] = []

@@ -11,6 +11,7 @@ other side trickles. A socket's own timeout is per read, so a byte a minute neve
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import ipaddress
 import logging
@@ -124,11 +125,12 @@ def check_url(url: str, source: SourceSettings, *, came_from: str | None = None)
     parts = _parse(url)
     if parts.auth is not None:
         raise BlockedAddressError("the vendor points to a URL that carries credentials; nothing is sent there")
-    secure = _parse(source.base_url).scheme == "https" or (came_from is not None and _parse(came_from).scheme == "https")
+    base = _base(source.base_url)
+    secure = base.scheme == "https" or (came_from is not None and _parse(came_from).scheme == "https")
     if secure and parts.scheme == "http":
         raise BlockedAddressError("the vendor points from https to plain http; nothing is sent there")
     host = _host(parts)
-    allowed = (_host(_parse(source.base_url)), *map(_pattern, source.download_hosts))
+    allowed = (_host(base), *map(_pattern, source.download_hosts))
     if not any(_matches(host, pattern) for pattern in allowed):
         raise BlockedAddressError(
             f"the vendor points to the host {host[:100]!r}, which is neither the base URL's nor in download_hosts;"
@@ -213,10 +215,14 @@ def _parse(url: str) -> Url:
     return parts
 
 
+_base = functools.lru_cache(maxsize=256)(_parse)  # of the operator's own URLs, which are few and no secrets
+
+
 def _host(parts: Url) -> str:
     return _canonical(parts.host or "")
 
 
+@functools.lru_cache(maxsize=64)
 def _canonical(host: str) -> str:
     """Give one spelling per host: lower case, IDNA, no trailing dot; addresses as `ipaddress` writes them, without brackets."""
     host = host.strip("[]").rstrip(".").lower()

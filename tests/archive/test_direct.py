@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import boto3
 import pytest
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.config import Config
+from botocore.credentials import Credentials
+from botocore.serialize import create_serializer
 
+from worker.archive.direct import headers_of, sign
 from worker.archive.s3 import Bucket, StandsError
 from worker.settings import ArchiveSettings
 
@@ -33,6 +41,44 @@ def test_the_object_is_the_one_that_the_client_makes(world) -> None:
     with pytest.raises(StandsError):
         bucket.ask("put_object", Key=key, Body=b"y", IfNoneMatch="*")
     assert world.read(key) == b"x" * 2000
+
+
+PARAMS = {
+    "ContentType": "text/csv;  charset=utf-8",
+    "IfNoneMatch": "*",
+    "ChecksumCRC32": "AAAAAA==",
+    "StorageClass": "STANDARD_IA",
+    "ServerSideEncryption": "aws:kms",
+    "SSEKMSKeyId": "alias/exports",
+    "ObjectLockMode": "GOVERNANCE",
+    "ObjectLockRetainUntilDate": datetime(2027, 1, 2, 4, 4, 5, tzinfo=timezone(timedelta(hours=1))),
+    "Metadata": {"lastcall-filename": "%C3%BC.csv", "lastcall-output": "acme/1%2F2/3"},
+}
+
+
+def test_headers_are_those_of_the_client() -> None:
+    client = boto3.session.Session(region_name="us-east-1").client("s3")
+    operation = client.meta.service_model.operation_model("PutObject")
+    expected = create_serializer("rest-xml").serialize_to_request({"Bucket": "b", "Key": "k", **PARAMS}, operation)["headers"]
+    assert headers_of(PARAMS) == {name.lower(): value for name, value in expected.items()}
+    assert headers_of({"Key": "k", "Body": b"", "Tagging": "a=b"}) is None
+
+
+@pytest.mark.parametrize("token", [None, "a/token+of=STS"])
+@pytest.mark.parametrize("sign_body", [True, False])
+@pytest.mark.parametrize(
+    "url", ["https://b.s3.eu-west-1.amazonaws.com/a%2Fb/c%20%28~%29.csv", "http://127.0.0.1:9000/b//x/../y"]
+)
+def test_the_signature_is_that_of_the_client(token, sign_body, url, monkeypatch) -> None:
+    now, body = datetime(2026, 11, 22, 8, 30, tzinfo=UTC), b"some bytes"
+    monkeypatch.setattr("botocore.auth.get_current_datetime", lambda: now.replace(tzinfo=None))
+    credentials = Credentials("AKIA", "a secret", token)
+    ours = headers_of(PARAMS)
+    theirs = AWSRequest("PUT", url, headers=dict(ours), data=body)
+    theirs.context["client_config"] = Config(s3={"payload_signing_enabled": sign_body})
+    S3SigV4Auth(credentials, "s3", "eu-west-1").add_auth(theirs)
+    sign(ours, url=url, body=body, credentials=credentials, region="eu-west-1", sign_body=sign_body, now=now)
+    assert ours == {name.lower(): value for name, value in theirs.headers.items()}
 
 
 class Elsewhere(BaseHTTPRequestHandler):

@@ -6,11 +6,12 @@ import itertools
 import json
 from datetime import timedelta
 
-from worker.collect import collect
+from worker import app
+from worker.collect import Outcome, collect
 from worker.demo.api2convert import OutputFile
 from worker.demo.server import Content, Fault
 from worker.discover import discover, watch
-from worker.model import OutputState
+from worker.model import OutputId, OutputState
 
 
 def drain(daemon, most: int = 200) -> list[str]:
@@ -190,3 +191,31 @@ def test_an_event_that_somebody_spoiled_keeps_no_source_from_being_listed(world)
     poll_all(daemon)
     assert len(drain(daemon)) == 1
     assert daemon.ledger.status("spaaza", timedelta()).archived == 1
+
+
+def test_a_wake_up_goes_on_for_a_moment_and_begins_nothing_once_it_is_over_or_the_process_stops(world) -> None:
+    world.only("sellercloud")
+    for _ in range(6):
+        world.sellercloud.add_job()
+    daemon = world.daemon()
+    poll_all(daemon)
+    assert len(app.collect_for(daemon, 0)) == 1
+    daemon.keeper.request_stop()
+    assert len(app.collect_for(daemon, 60)) == 1
+    rest = app.collect_for(world.daemon(), 60)
+    assert len(rest) == 4
+    assert app.collect_for(world.daemon(), 60) == []
+    world.assert_archived_once()
+
+
+def test_a_task_tells_its_troubles_in_full_and_counts_what_went_well() -> None:
+    def output(number: int) -> OutputId:
+        return OutputId("acme", str(number), "1")
+
+    well = [Outcome(output(number), f"archived {number}.csv, 500 bytes in 0.1 s", 500) for number in range(3)]
+    bad = Outcome(output(9), "held: the key is taken")
+    assert app.told(well[:1]) == "acme/0/1: archived 0.csv, 500 bytes in 0.1 s"
+    assert app.told([bad]) == "acme/9/1: held: the key is taken"
+    assert app.told([well[0], bad, *well[1:]]) == (
+        "acme/9/1: held: the key is taken; 3 outputs archived, 1,500 bytes, the last one acme/2/1"
+    )

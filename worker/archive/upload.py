@@ -466,9 +466,13 @@ class Upload:
     def _in_background(self, work: Callable[[], T]) -> T:
         """Let a sender do `work` while we ask the lease: S3 may take a minute to answer, a stopping process has less."""
         future: Future[T] = self._senders.submit(lambda: self._at_work(work))
-        while not wait([future], timeout=LOOK_SECONDS).done:
+        while True:
+            try:
+                return future.result(LOOK_SECONDS)
+            except TimeoutError:
+                if future.done():  # then it is what `work` raised
+                    raise
             self._lease.check()
-        return future.result()
 
     def _at_work(self, work: Callable[[], T]) -> T:
         """Do `work` and be counted meanwhile, so that no buffer is taken from under a request."""
