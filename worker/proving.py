@@ -187,18 +187,24 @@ def _append(daemon: Daemon, document: JsonObject) -> Entry:
 
     The bucket is enough: while Redis is away, what it should know is read back later.
     """
+    gone, redis_answers = None, True
     try:
-        if gone := _end_is_gone(daemon):
-            log.error("record of proofs broken", number=gone[0], why=gone[1])
+        gone = _end_is_gone(daemon)
+    except LedgerUnavailableError as exc:
+        redis_answers = False
+        log.warning("the end of the record cannot be compared, and the ledger is not told", error=str(exc))
+    if gone:
+        log.error("record of proofs broken", number=gone[0], why=gone[1])
+        document["end_was_gone"] = {"number": gone[0], "why": gone[1]}
+    entry = daemon.archive.record_proof(document, datetime.now(UTC))
+    log.info("proof recorded", number=entry.number, sha256=entry.sha256, proof=document["proof"], ok=document["ok"])
+    if not redis_answers:
+        return entry
+    try:
+        if gone:
             daemon.ledger.queue_alert(
                 f"the record of audits is broken, at {gone[0]}: {gone[1]}; see `lastcall audit --history`"
             )
-            document["end_was_gone"] = {"number": gone[0], "why": gone[1]}
-    except LedgerUnavailableError as exc:
-        log.warning("the end of the record cannot be compared", error=str(exc))
-    entry = daemon.archive.record_proof(document, datetime.now(UTC))
-    log.info("proof recorded", number=entry.number, sha256=entry.sha256, proof=document["proof"], ok=document["ok"])
-    try:
         daemon.ledger.note_last_proof(entry.number, entry.sha256)
         for name, counts in _counts(document).items():
             now = daemon.ledger.now()

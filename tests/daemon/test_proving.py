@@ -116,6 +116,13 @@ def test_commands_take_windows_and_write_down_what_they_find(world):
         assert CliRunner().invoke(main, ["--config", str(world.config), "audit", *wrong]).exit_code == 2
 
 
+def test_reading_back_needs_no_redis_and_is_written_down(world):
+    archived(world)
+    world.redis_url = "redis://127.0.0.1:1/0"
+    assert command(world, "verify")["checked"] == 2
+    assert [row["proof"] for row in command(world, "audit", "--history")["records"]] == ["verify"]
+
+
 def test_the_first_scheduled_proof_comes_after_one_period(world, redis_client):
     daemon = archived(world)
     assert proving.due(daemon) == ["audit:sellercloud"]
