@@ -40,6 +40,8 @@ def test_the_page_shows_what_is_owed_lost_and_held(board: Callable[..., Web], pa
     assert "<script>alert(1)</script>.csv · acme-exports" in said
     assert "lastcall retry acme-exports/3/3" in said
     assert "9 downloads are used and the rest is kept in reserve" in said
+    assert "3 overdue, 1 at risk" in page.text("#sources")
+    assert [page.text(f"#totals [data-key={name}] dd") for name in ("overdue", "at_risk", "owed")] == ["3", "1", "4"]
     assert "live · 1 worker alive, beat ticks" in said
     assert "paused for 59m" in said
     assert "Forecast: not known yet" in said

@@ -214,7 +214,8 @@ function drawVerdict({ totals, sources, health }) {
   byId("icon").href = bad || !health.ok ? "static/alarm.svg" : "static/icon.svg";
 }
 
-function drawTotals(totals) {
+function drawTotals(all) {
+  const totals = { ...all, at_risk: all.at_risk - all.overdue }; // at risk and not overdue yet, as the colours say it
   arrange(
     byId("totals"),
     TOTALS,
@@ -363,8 +364,9 @@ function drawSources(sources) {
     write(flow.lastElementChild, one.day.outputs ? day + hour : "nothing");
     deadline.className = one.overdue ? "overdue" : one.at_risk ? "at-risk" : "";
     tick(deadline.firstElementChild, (now) => (one.nearest_deadline ? left(one.nearest_deadline, now) : "–"));
-    const overdue = one.overdue ? `, ${number(one.overdue)} of them overdue` : "";
-    write(deadline.lastElementChild, one.at_risk ? `${number(one.at_risk)} at risk${overdue}` : "");
+    const soon = one.at_risk - one.overdue;
+    const late = [one.overdue ? `${number(one.overdue)} overdue` : "", soon ? `${number(soon)} at risk` : ""];
+    write(deadline.lastElementChild, late.filter(Boolean).join(", "));
     poll.className = `${one.last_poll_result && one.last_poll_result !== "ok" ? "poor" : ""} ${one.paused_until ? "paused" : ""}`;
     tick(poll.firstElementChild, (now) => (one.last_poll_at ? `${one.last_poll_result}, ${ago(one.last_poll_at, now)}` : "not yet"));
     tick(poll.lastElementChild, (now) => {
