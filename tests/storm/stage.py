@@ -30,7 +30,7 @@ from tests.storm import s3proxy
 from tests.storm.plan import Addition, Blow
 from worker.demo.api2convert import Api2convert, OutputFile
 from worker.demo.crayon import Crayon, CrayonSwitches
-from worker.demo.embedded import Child, RedisServer, S3Server, free_port
+from worker.demo.embedded import Child, RedisServer, S3Server, free_port, wait_until
 from worker.demo.sellercloud import Sellercloud, SellercloudSwitches
 from worker.demo.server import Content, Fault, Truth, Vendor
 from worker.demo.spaaza import Spaaza, Task
@@ -114,6 +114,7 @@ class Stage:
                 vendor.start()
                 vendor.standing[FILES[name]] = PACE
             self.redis.start()
+            self.redis_client = redis.Redis.from_url(self.redis.url, socket_timeout=1, socket_connect_timeout=1)
             self.s3_server.start()
             self.s3_server.create_bucket(BUCKET)
             self.proxy.start()
@@ -124,6 +125,7 @@ class Stage:
                 self.crew += [Crew(f"{command}-{number}", command, self.folder, self.environment) for number in range(count)]
             for crew in self.crew:
                 crew.start()
+            wait_until(lambda: self.redis_client.zcard("lastcall:workers") == self._sizes[0], 60, "the workers to be alive")
         except BaseException:
             self.__exit__()
             raise
@@ -135,7 +137,6 @@ class Stage:
             aws_secret_access_key="dummy",
             config=Config(retries={"total_max_attempts": 3}, max_pool_connections=20),
         )
-        self.redis_client = redis.Redis.from_url(self.redis.url, socket_timeout=1, socket_connect_timeout=1)
         return self
 
     def __exit__(self, *_: object) -> None:
