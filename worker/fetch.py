@@ -161,7 +161,8 @@ class Download:
         self._asked_at = time.monotonic()
         self._headers_by = self._asked_at + seconds
         try:
-            request = self._session.prepare_request(requests.Request("GET", url, headers=dict(headers)))
+            request = requests.PreparedRequest()
+            request.prepare("GET", url, {**self._session.headers, **headers})
             if url.isascii() and " " not in url:
                 request.url = url  # a signed URL is sent as it came; requests would write some of its characters anew
             with self._watch.sending():

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import secrets
+import threading
 from base64 import b64decode, b64encode
 from datetime import datetime
 
@@ -54,6 +55,7 @@ class SealedShared:
     def __init__(self, source: SourceSettings, shared: Shared) -> None:
         self._source = source
         self._shared = shared
+        self._making = threading.Lock()  # threads that need the key at once would each take the memory and the time for it
         self.pace = shared.pace
         self.log_in_turn = shared.log_in_turn
         self.end_log_in_turn = shared.end_log_in_turn
@@ -88,4 +90,5 @@ class SealedShared:
         return opened.decode()
 
     def _cipher(self) -> ChaCha20Poly1305:
-        return ChaCha20Poly1305(digest(self._source, "lastcall shared token"))
+        with self._making:
+            return ChaCha20Poly1305(digest(self._source, "lastcall shared token"))
