@@ -1145,10 +1145,19 @@ def test_a_kept_turn_outlives_its_lease(redis_url: str) -> None:
 
 
 def test_passes_are_remembered_with_when_they_began(ledger: Ledger, clock: Clock) -> None:
+    epoch, _ = ledger.epoch()
     assert ledger.is_first_pass("acme")
-    assert ledger.complete_pass("acme", clock.now) is None
+    assert ledger.complete_pass("acme", epoch, clock.now) is None
     assert not ledger.is_first_pass("acme")
-    assert ledger.complete_pass("acme", clock.now + DAY) == clock.now
+    assert ledger.complete_pass("acme", epoch, clock.now + DAY) == clock.now
+
+
+def test_a_pass_of_a_ledger_that_was_lost_meanwhile_does_not_count(ledger: Ledger, clock: Clock) -> None:
+    lost, _ = ledger.epoch()
+    ledger.clear()
+    ledger.epoch()
+    assert ledger.complete_pass("acme", lost, clock.now) is None
+    assert ledger.is_first_pass("acme")
 
 
 def test_watched_jobs_stay_until_they_are_not(ledger: Ledger, clock: Clock) -> None:
@@ -1279,7 +1288,7 @@ def test_a_receipt_that_a_later_pass_meets_makes_the_count_doubtful(ledger: Ledg
     ledger.mark_recovered("acme", ledger.epoch()[0])
     ledger.adopt(output("a"), "k")
     assert ledger.recovered("acme"), "before the first pass is complete, what stands was counted"
-    ledger.complete_pass("acme", ledger.now())
+    ledger.complete_pass("acme", ledger.epoch()[0], ledger.now())
     ledger.adopt(output("b"), "k")
     assert not ledger.recovered("acme")
     ledger.count_receipts("acme", [output("a").id, output("b").id])

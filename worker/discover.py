@@ -189,9 +189,7 @@ def _list(daemon: Daemon, source: str, found: Discovery, listed: Iterator[Job], 
     for job_id, since in since_by_job.items():
         if began - since > _LONG_RUNNING:
             _note_oddity(daemon, source, job_id, f"running for more than {_LONG_RUNNING.days} day")
-    if daemon.ledger.epoch()[0] != epoch:
-        return  # the ledger was lost meanwhile, so this pass does not count: the next one is the first
-    last_pass = daemon.ledger.complete_pass(source, began)
+    last_pass = daemon.ledger.complete_pass(source, epoch, began)
     if last_pass is not None:
         daemon.ledger.forget(source, last_pass)
 

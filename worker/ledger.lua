@@ -576,6 +576,13 @@ function commands.recovered(source, epoch)
   return 1
 end
 
+-- complete_pass SOURCE EPOCH BEGAN: a pass that began then saw the whole window. Gives when the one before it began; nothing when
+-- another epoch has begun meanwhile, whose first pass is yet to come.
+function commands.complete_pass(source, epoch, began)
+  if call('HGET', P .. 'epoch', 'id') ~= epoch then return false end
+  return call('GETSET', P .. 'pass:' .. source, began)
+end
+
 -- begin_count SOURCE: the receipts are counted from nothing. Gives the count's name.
 function commands.begin_count(source)
   call('SREM', P .. 'recount', source)

@@ -634,11 +634,12 @@ class Ledger:
         with _edge():
             return not self._redis.exists(f"{PREFIX}polled:{source}", f"{PREFIX}polling:{source}")
 
-    def complete_pass(self, source: str, began: datetime) -> datetime | None:
-        """Remember that a pass which began then saw the whole window. Gives when the one before it began."""
-        with _edge():
-            before = self._redis.getset(f"{PREFIX}pass:{source}", _seconds(began))
-        return _instant(before)
+    def complete_pass(self, source: str, epoch: str, began: datetime) -> datetime | None:
+        """Remember that a pass which began then saw the whole window. Gives when the one before it began.
+
+        Changes nothing when `epoch` is over: what the pass wrote is lost, and the next one is the first.
+        """
+        return _instant(self._run("complete_pass", source, epoch, _seconds(began)))
 
     def is_first_pass(self, source: str) -> bool:
         """Whether no pass of `source` was completed in this epoch: what it finds may have been downloaded before."""
