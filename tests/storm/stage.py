@@ -161,6 +161,7 @@ class Stage:
                 "secret_access_key": "dummy",
             },
             "worker": {"lease": f"{int(self.lease)}s", "concurrency": 8},
+            "audit": {"every": "5s", "verify_every": "9s", "verify_sample": 20},
             "web": {"listen": f"127.0.0.1:{free_port()}"},
             "flower": {"listen": f"127.0.0.1:{free_port()}"},
         }

@@ -93,6 +93,7 @@ def _storm(plan: Plan, stage: Stage, options: argparse.Namespace) -> list[str]:
         verdict.never_twice,
         verdict.counts_agree,
         verdict.audit_agrees,
+        verdict.proofs_agree,
         verdict.rebuild_changes_nothing,
     ):
         wrong += [f"{check.__name__}: {line}" for line in check(stage, found)]

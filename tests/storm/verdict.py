@@ -320,6 +320,18 @@ def audit_agrees(stage: Stage, found: Evidence) -> Iterator[str]:
         yield f"status exits with {code} though every loss is acknowledged"
 
 
+def proofs_agree(stage: Stage, found: Evidence) -> Iterator[str]:
+    """What was proved by schedule amid the faults never called a whole object damaged, and the record of it is unbroken."""
+    done = stage.run("audit", "--history", "--json")
+    if done.returncode != 0:
+        yield f"the record of proofs: exit {done.returncode}: {done.stdout[-500:]} {done.stderr[-1500:]}"
+        return
+    for record in json.loads(done.stdout)["records"]:
+        for source, row in record["sources"].items():
+            if row["damaged"]:
+                yield f"record {record['number']} ({record['proof']}) of {source}: {row['damaged']} damaged"
+
+
 def rebuild_changes_nothing(stage: Stage, found: Evidence) -> Iterator[str]:
     """`rebuild` gives the same ledger again, without a single download."""
     before = sum(len(vendor.requests(FILES[name])) for name, vendor in stage.vendors.items())
