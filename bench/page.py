@@ -13,7 +13,8 @@ _COLOURS = ("#8a8f98", "#d08a1e", "#7a6bd1", "#1b7f5c")
 _HEAD = """# Benchmarks
 
 `make bench` measures all of this anew and writes it here; `make bench ARGS="scheduling"` does one part.
-Figures are of the machine that they were made on: believe ratios more than absolutes.
+Figures are of the machine that they were made on: believe ratios more than absolutes. What must not get worse stands in
+[bench/floors.toml](../bench/floors.toml); `make bench` compares, says what fell below, and then ends with 1.
 """
 
 
