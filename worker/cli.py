@@ -584,8 +584,9 @@ def poll(settings: Settings, source: tuple[str, ...], *, as_json: bool) -> None:
 def watch(settings: Settings, source: str, job_id: str, *, as_json: bool) -> None:
     """Add a job that listing does not show.
 
-    It is asked for at each poll until it is archived, lost or failed, or not
-    found for as long as `retention`. Survives a restart, and Redis.
+    It is asked for until it is archived, lost or failed, or not found for as
+    long as `retention`: at each poll at first, later more rarely.
+    Survives a restart, and Redis.
     """
     _sources(settings, [source])
     with _reading(settings) as daemon:
