@@ -6,16 +6,17 @@ import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from urllib.parse import urlsplit
 
 import boto3
 import pytest
-from botocore.auth import S3SigV4Auth
-from botocore.awsrequest import AWSRequest
+from botocore.auth import S3SigV4Auth, _host_from_url
+from botocore.awsrequest import AWSPreparedRequest, AWSRequest, AWSResponse
 from botocore.config import Config
 from botocore.credentials import Credentials
 from botocore.serialize import create_serializer
 
-from worker.archive.direct import headers_of, sign
+from worker.archive.direct import DirectPut, headers_of, sign
 from worker.archive.s3 import Bucket, StandsError
 from worker.settings import ArchiveSettings
 
@@ -80,11 +81,44 @@ def test_the_signature_is_that_of_the_client(token, sign_body, url, monkeypatch)
     assert ours == {name.lower(): value for name, value in theirs.headers.items()}
 
 
+@pytest.mark.parametrize(
+    ("bucket", "region", "endpoint"),
+    [
+        ("exports", "eu-west-1", None),
+        ("dotted.exports", "eu-west-1", None),
+        ("exports", "us-east-1", None),
+        ("exports", "eu-west-1", "https://MinIO.example:443/base"),
+        ("exports", "eu-west-1", "http://[::1]:9000"),
+    ],
+)
+def test_it_goes_where_the_client_goes_and_signs_the_host_that_is_sent(bucket, region, endpoint) -> None:
+    """Not to the endpoint of all regions, which a private network may not reach. Nothing leaves here."""
+    keys = {"access_key_id": "a", "secret_access_key": "b"}
+    settings = {"bucket": bucket, "region": region, **keys, **({"endpoint_url": endpoint} if endpoint else {})}
+    client = Bucket(ArchiveSettings.model_validate(settings)).client()
+    sent: list[str] = []
+
+    class Session:
+        def send(self, request: AWSPreparedRequest) -> AWSResponse:
+            sent.append(request.url)
+            answer = AWSResponse(request.url, 200, {}, None)
+            answer._content = b""
+            return answer
+
+    client._endpoint.http_session = Session()
+    client.put_object(Bucket=bucket, Key="a ü/b", Body=b"")
+    DirectPut(client, bucket).put({"Key": "a ü/b", "Body": b""})
+    theirs, ours = map(urlsplit, sent)
+    assert (ours.scheme, ours.path) == (theirs.scheme, theirs.path)
+    assert ours.netloc == _host_from_url(sent[0])
+
+
 class Elsewhere(BaseHTTPRequestHandler):
     """An S3 that takes a PUT for region ``eu-north-1`` alone, and says so to others as AWS does."""
 
     protocol_version = "HTTP/1.1"
     asked: list[str]
+    refusal = 400
 
     def do_PUT(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -93,7 +127,7 @@ class Elsewhere(BaseHTTPRequestHandler):
         right = region == "eu-north-1"
         code = "AuthorizationHeaderMalformed"
         body = b"" if right else f"<Error><Code>{code}</Code><Region>eu-north-1</Region></Error>".encode()
-        self.send_response(200 if right else 400)
+        self.send_response(200 if right else self.refusal)
         self.send_header("x-amz-bucket-region", "eu-north-1")
         self.send_header("ETag", '"1"')
         self.send_header("Content-Length", str(len(body)))
@@ -110,9 +144,9 @@ class Elsewhere(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def elsewhere() -> Iterator[tuple[str, list[str]]]:
-    handler = type("Handler", (Elsewhere,), {"asked": []})
+@pytest.fixture(params=[400, 403])
+def elsewhere(request) -> Iterator[tuple[str, list[str]]]:
+    handler = type("Handler", (Elsewhere,), {"asked": [], "refusal": request.param})
     server = HTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}", handler.asked

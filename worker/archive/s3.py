@@ -191,7 +191,9 @@ class Bucket:
             # Stand-ins for S3 take any region; AWS's own is the standard chain's business.
             region = settings.region or ("us-east-1" if settings.endpoint_url else None)
             session = boto3.session.Session(region_name=region)
-            return session.client("s3", endpoint_url=settings.endpoint_url, config=config, **keys)
+            client = session.client("s3", endpoint_url=settings.endpoint_url, config=config, **keys)
+            client.meta.events.register_first("before-endpoint-resolution.s3", _stay_in_region)
+            return client
         except ConfigurationError as exc:
             raise ArchiveRefusedError(f"the bucket's credentials cannot be read: {exc}") from exc
         except (botocore_exceptions.BotoCoreError, ValueError) as exc:
@@ -361,6 +363,13 @@ def sleep(seconds: float, lease: Lease | None) -> None:
         if left <= 0:
             return
         time.sleep(min(left, LOOK_SECONDS))
+
+
+def _stay_in_region(context: dict[str, Any], **_: Any) -> None:
+    """Presigned URLs go to the bucket's own region, as requests do. botocore means them for the endpoint of all regions, which a
+    private network may not reach, and which sends what is asked of a new bucket elsewhere, where the signature is wrong.
+    """
+    context["use_global_endpoint"] = False
 
 
 def _whole(answer: Any) -> bytes:
