@@ -45,13 +45,14 @@ class Vendor:
     a_day: int
     by_night: int
     runs_for: timedelta
+    asks_for_one: bool = True  # as its source does
 
 
 VENDORS = (
     Vendor("sellercloud", timedelta(seconds=60), timedelta(days=10), 200, 100, timedelta(seconds=104)),
     Vendor("api2convert", timedelta(seconds=60), timedelta(hours=24), 1000, 0, timedelta(seconds=20)),
     Vendor("spaaza", timedelta(seconds=60), timedelta(hours=1), 48, 20, timedelta(minutes=8.5)),
-    Vendor("crayon", timedelta(seconds=60), timedelta(days=7), 12, 10, timedelta(minutes=3)),
+    Vendor("crayon", timedelta(seconds=60), timedelta(days=7), 12, 10, timedelta(minutes=3), asks_for_one=False),
     Vendor("sellercloud", timedelta(minutes=15), timedelta(days=10), 200, 100, timedelta(minutes=20)),
     Vendor("spaaza", timedelta(minutes=5), timedelta(hours=1), 48, 20, timedelta(minutes=8.5)),
 )
@@ -126,7 +127,7 @@ def week(vendor: Vendor, *, adaptive: bool) -> Week:
             del open_jobs[int(name)]
             if name in running:
                 runs = [*runs, polling.seconds_of_run(*running.pop(name), now, None)][-polling.RUNS_KEPT :]
-        if adaptive and not looks and next_listing > now:
+        if adaptive and vendor.asks_for_one and not looks and next_listing > now:
             since = {name: first for name, (first, _) in running.items()}
             looks = [(at, name) for name, at in polling.looks(since, runs, now, min(next_listing, now + vendor.every))]
             heapq.heapify(looks)

@@ -185,7 +185,8 @@ def _list(daemon: Daemon, source: str, found: Discovery, listed: Iterator[Job], 
         daemon.ledger.note_busy(source)
     since_by_job = daemon.ledger.note_running(source, running)
     next_listing = began + daemon.settings.sources[source].poll_every
-    daemon.ledger.plan_looks(source, polling.looks(since_by_job, runs, daemon.ledger.now(), next_listing))
+    planned = polling.looks(since_by_job, runs, daemon.ledger.now(), next_listing)
+    daemon.ledger.plan_looks(source, planned if daemon.sources[source].asks_for_one else [])
     for job_id, since in since_by_job.items():
         if began - since > _LONG_RUNNING:
             _note_oddity(daemon, source, job_id, f"running for more than {_LONG_RUNNING.days} day")

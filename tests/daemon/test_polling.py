@@ -82,6 +82,17 @@ def test_a_job_that_cannot_be_read_harms_no_other_and_is_not_asked_for_again(wor
     assert daemon.ledger.record(OutputId("spaaza", str(broken.id), str(broken.id))) is None
 
 
+def test_a_vendor_that_only_has_a_list_is_asked_for_no_single_job(world, redis_client):
+    """Crayon: asking for one job would be a listing out of turn."""
+    world.only("crayon")
+    world.sources["crayon"]["poll_every"] = "15m"
+    world.crayon.add_job(Content("x", 1000, "xlsx"), status=1)
+    daemon = world.daemon()
+    daemon.ledger.learn_runs("crayon", [110.0, 115.0, 120.0, 125.0, 130.0], RUNS_KEPT)
+    assert discover(daemon, "crayon").running == 1
+    assert redis_client.exists("lastcall:looks:crayon") == 0
+
+
 def test_a_running_job_is_archived_long_before_the_next_listing(stage):
     """By beat and a worker: the tick sees that it is to be asked for."""
     stage.only("spaaza")

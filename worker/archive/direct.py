@@ -91,7 +91,7 @@ class DirectPut:
         self._shape = client.meta.service_model.operation_model("PutObject").output_shape
         # Where the bucket is, as the client's rules say: in the host or in the path.
         there = urlsplit(client.generate_presigned_url("put_object", Params={"Bucket": bucket, "Key": "-"}))
-        host = there.netloc.lower().removesuffix(":443" if there.scheme == "https" else ":80")  # as the Host header will have it
+        host = there.netloc.lower().removesuffix(":443" if there.scheme == "https" else ":80")  # as it will be sent
         self._root = f"{there.scheme}://{host}{there.path.removesuffix('-')}"
 
     def put(self, params: Mapping[str, Any]) -> Any:

@@ -366,8 +366,8 @@ def sleep(seconds: float, lease: Lease | None) -> None:
 
 
 def _stay_in_region(context: dict[str, Any], **_: Any) -> None:
-    """Presigned URLs go to the bucket's own region, as requests do. botocore means them for the endpoint of all regions, which a
-    private network may not reach, and which sends what is asked of a new bucket elsewhere, where the signature is wrong.
+    """Presigned URLs are of the bucket's own region, as requests are. botocore makes them for the endpoint of all regions: a
+    private network may not reach it, and it redirects what is asked of a new bucket to a host that was not signed.
     """
     context["use_global_endpoint"] = False
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import unquote
 
 import structlog
@@ -63,6 +63,8 @@ log = structlog.get_logger(__name__)
 
 class Api2convert:
     """One API2Convert account (see `base.Source`)."""
+
+    asks_for_one: ClassVar[bool] = True
 
     def __init__(self, settings: Api2convertSettings, shared: Shared) -> None:
         self._settings = settings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from worker.errors import LastcallError, RefusedError
 from worker.model import Job, Link, Output
@@ -19,6 +19,9 @@ class Source(Protocol):
     Every method may raise `VendorUnavailableError`, `ThrottledError`, `VendorReplyError`, `LogInRefusedError`,
     `BlockedAddressError` and `LedgerUnavailableError`.
     """
+
+    asks_for_one: ClassVar[bool]
+    """Whether `job` asks for that job alone. Where the vendor only has lists, it is asked for none between two listings."""
 
     def jobs(self, since: datetime) -> Iterator[Job]:
         """Yield each job of the window that starts at `since` once, paging as it is read.

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlencode
 
 import structlog
@@ -47,6 +47,8 @@ log = structlog.get_logger(__name__)
 
 class Crayon:
     """One Cloud-iQ account. See `worker.sources.base.Source` for what each method promises."""
+
+    asks_for_one: ClassVar[bool] = False
 
     def __init__(self, settings: CrayonSettings, shared: Shared) -> None:
         self._settings = settings

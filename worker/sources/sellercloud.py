@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Generator, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 
 import structlog
 
@@ -67,6 +67,8 @@ log = structlog.get_logger(__name__)
 
 class Sellercloud:
     """One Sellercloud account. See `worker.sources.base.Source` for what each method promises."""
+
+    asks_for_one: ClassVar[bool] = True
 
     def __init__(self, settings: SellercloudSettings, shared: Shared) -> None:
         self._settings = settings

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import parse_qsl, unquote
 
 import structlog
@@ -76,6 +76,8 @@ class _Task:
 
 class Spaaza:
     """One Spaaza chain (see `base.Source`)."""
+
+    asks_for_one: ClassVar[bool] = True
 
     def __init__(self, settings: SpaazaSettings, shared: Shared) -> None:
         self._settings = settings
