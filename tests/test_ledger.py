@@ -458,6 +458,21 @@ def test_a_redis_that_comes_back_older_never_gives_one_fence_to_two(
     assert ledger.renew([(one, zombie.fence)]) == [""]
 
 
+def test_a_user_who_may_not_ask_who_serves_begins_no_epoch_after_each_of_one_who_may(
+    ledger: Ledger, redis_url: str, clock: Clock
+) -> None:
+    """Two users of Redis, as while its access list is being changed: else each doubts what the other has begun, for ever."""
+    with redis.Redis.from_url(redis_url) as client:
+        client.acl_setuser("blind", enabled=True, nopass=True, keys=["*"], commands=["+@all", "-info"])
+        try:
+            blind = Ledger(redis_url.replace("//", "//blind:x@"), lease=LEASE, worker="blind", clock=clock)
+            assert [one.epoch() for one in (blind, ledger, blind)] == [ledger.epoch()] * 3
+            owe(ledger, "1")
+            assert not claim(blind).recheck
+        finally:
+            client.acl_deluser("blind")
+
+
 def test_an_output_given_back_is_as_if_it_was_never_taken(ledger: Ledger) -> None:
     (one,) = owe(ledger, "1")
     assert ledger.release(one.id, claim(ledger).fence)

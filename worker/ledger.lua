@@ -298,10 +298,16 @@ local function server()
   return type(info) == 'string' and string.match(info, 'run_id:(%w+)') or ''
 end
 
+-- Whether this server has begun the epoch, as far as it can be told: who may not ask who serves has nothing to doubt it by.
+local function begun_here(present)
+  local begun_by = call('HGET', P .. 'epoch', 'server')
+  return begun_by and (present == '' or begun_by == present)
+end
+
 -- Whether claims are given: not before the epoch is open, and not by a server that has not begun it.
 local function claims_given()
-  local open_at, begun_by = unpack(call('HMGET', P .. 'epoch', 'open_at', 'server'))
-  return open_at and tonumber(open_at) <= now and begun_by == server()
+  local open_at = call('HGET', P .. 'epoch', 'open_at')
+  return open_at and tonumber(open_at) <= now and begun_here(server())
 end
 
 local ASSERT_SECONDS = 2 -- in which whoever holds an output says so; keepers look for Redis every second while it is away
@@ -321,10 +327,9 @@ end
 
 -- begin ID: makes ID the epoch unless this server has begun one. Gives its id and its open_at ('' = nobody may claim yet).
 function commands.begin(new)
-  local id, begun_by = unpack(call('HMGET', P .. 'epoch', 'id', 'server'))
   local present = server()
-  if begun_by ~= present then
-    if id then doubt() end
+  if not begun_here(present) then
+    if call('HEXISTS', P .. 'epoch', 'id') == 1 then doubt() end
     call('HSET', P .. 'epoch', 'id', new, 'born', num(now), 'server', present)
   end
   return { call('HGET', P .. 'epoch', 'id'), call('HGET', P .. 'epoch', 'open_at') or '' }
