@@ -5,6 +5,7 @@ A benchmark is a module of this package with ``run() -> Section``; it is named i
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 import tomllib
@@ -44,4 +45,6 @@ def main(names: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    # Leave as by Ctrl-C: servers, namespaces and folders in memory are put away.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     sys.exit(main(sys.argv[1:]))
