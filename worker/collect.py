@@ -161,7 +161,9 @@ def _what_stands(daemon: Daemon, output: Output) -> list[StoredObject]:
 def _check_size(daemon: Daemon, size: int) -> None:
     most = daemon.settings.worker.max_output_bytes
     if size > most:
-        raise TooLargeError(f"larger than max_output_bytes ({most:,} bytes); raise it, then `lastcall retry`")
+        raise TooLargeError(
+            f"larger than max_output_bytes ({most:,} bytes); raise it, restart the workers, then `lastcall retry`"
+        )
 
 
 def _spend(daemon: Daemon, claim: Claim, lease: Held, link: Link) -> int:
@@ -175,7 +177,8 @@ def _spend(daemon: Daemon, claim: Claim, lease: Held, link: Link) -> int:
     number = used + 1 if used >= most else daemon.archive.spend(output, used, daemon.ledger.now())
     if number > most:
         raise OverusedError(
-            f"{used} downloads are used and the rest is kept in reserve; lower reserve_downloads, then `lastcall retry`"
+            f"{used} downloads are used and the rest is kept in reserve; lower reserve_downloads, restart the workers,"
+            " then `lastcall retry`"
         )
     return daemon.ledger.spend(output, lease.fence, number)
 

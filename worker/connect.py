@@ -134,7 +134,7 @@ def check_url(url: str, source: SourceSettings, *, came_from: str | None = None)
     if not any(_matches(host, pattern) for pattern in allowed):
         raise BlockedAddressError(
             f"the vendor points to the host {host[:100]!r}, which is neither the base URL's nor in download_hosts;"
-            " if it is the vendor's, add it there and retry"
+            " if it is the vendor's, add it there, restart the workers, then `lastcall retry`"
         )
 
 
@@ -287,7 +287,7 @@ def _literal(host: str) -> _Address | None:
 def _blocked(host: str) -> BlockedAddressError:
     return BlockedAddressError(
         f"the host {host[:100]!r} is a loopback, private or otherwise special address; nothing is sent there."
-        " If that is meant, set allow_private_hosts = true for this source"
+        " If that is meant, set allow_private_hosts = true for this source and restart the workers"
     )
 
 

@@ -268,7 +268,8 @@ class Upload:
         """No room is left, and no part may go before it has a key: waiting would be for ourselves."""
         if self._own(lambda block: block.slot is not None) >= self._spool.slots:
             raise TooLargeError(
-                f"{self._output}: its name comes after {self._size} bytes, more than worker.spool_bytes can hold; raise that"
+                f"{self._output}: its name comes after {self._size} bytes, more than worker.spool_bytes can hold; raise that,"
+                " restart the workers, then `lastcall retry`"
             )
         raise ArchiveUnavailableError("the spool is full of other outputs, and this one has no name yet")
 
