@@ -106,6 +106,25 @@ def test_the_page_says_who_is_silent(board: Callable[..., Web], page: Page, ledg
 def test_the_page_says_that_redis_is_away(board: Callable[..., Web], page: Page) -> None:
     board(redis_url="redis://127.0.0.1:1/0")
     page.until_text("The ledger cannot be read: Redis:", "#trouble")
+    assert page.text("#trouble").endswith("is redis_url right?")
+
+
+def test_the_page_says_once_that_everything_is_paused(board: Callable[..., Web], page: Page, ledger: Ledger) -> None:
+    """Why the bucket refuses us stands in the red frame, not at each source; nothing there claims that all is archived."""
+    ledger.stamp_worker(2)
+    ledger.stamp_beat()
+    turn = ledger.take_poll_turn("acme-exports", timedelta(seconds=60))
+    assert turn is not None
+    ledger.end_poll_turn(turn, "ok", {})
+    why = "allow s3:PutObject on bucket exports"
+    ledger.pause(None, ledger.now() + timedelta(hours=1), why, times=1, fingerprint="")
+    board()
+    page.until_text("Everything is paused: allow s3:PutObject on bucket exports. Deadlines go on.", "#silence")
+    assert page.text().count("allow s3:PutObject") == 1
+    assert "Paused: everything." in page.text()
+    assert "Nothing is owed, as far as the vendors were listed." in page.text()
+    ledger.resume(None)
+    page.until("document.getElementById('silence').hidden")
 
 
 def test_5000_owed_are_a_page_that_can_be_read(board: Callable[..., Web], page: Page, ledger: Ledger) -> None:

@@ -102,9 +102,11 @@ def board(ledger: Ledger, settings: Settings, chosen: str | None) -> JsonObject:
     totals = {key: sum(getattr(row, key) for row in rows.values()) for key in _COUNTS}
     open_ = sum(rows[source].owed + rows[source].claimed for source in shown)
     outlook = forecast.read(ledger, settings, rows)
+    everything = ledger.paused(None)
     return {
         "now": timestamp(now),
         "health": {key: value for key, value in health(ledger).items() if key != "beat_at"},  # which changes at each tick
+        "everything": {"until": timestamp(everything.until), "why": everything.why} if everything else None,
         "at_risk_seconds": at_risk.total_seconds(),
         "totals": {**totals, "forecast": outlook.to_json()},
         "sources": [_source(settings, name, row, outlook, ledger.flow(name)) for name, row in rows.items()],

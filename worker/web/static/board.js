@@ -182,19 +182,21 @@ function makeSpark(slots) {
 
 // --- the parts of the board ------------------------------------------------------------------------------------------
 
-function drawHealth({ health }) {
+function drawHealth({ health, everything }) {
   const workers = `${number(health.workers)} worker${health.workers === 1 ? "" : "s"} alive`;
   const node = byId("health");
   node.className = `health ${health.ok ? "well" : "ill"}`;
   write(node, health.ok ? `live · ${workers}, beat ticks` : `${workers}${health.workers ? ", beat is silent" : ""}`);
-  byId("silence").hidden = health.ok;
-  prose(byId("silence"), health.ok ? "" : `Outputs are not being collected as they should: ${health.reason}. Deadlines go on.`);
+  const troubles = health.ok ? [] : [`Outputs are not being collected as they should: ${health.reason}.`];
+  if (everything) troubles.push(`Everything is paused: ${shown(everything.why)}.`);
+  byId("silence").hidden = !troubles.length;
+  prose(byId("silence"), troubles.length ? `${troubles.join(" ")} Deadlines go on.` : "");
 }
 
 /** One sentence for whoever was woken. It is read aloud when it changes, so it holds nothing that changes all the time. */
-function drawVerdict({ totals, sources, health }) {
+function drawVerdict({ totals, sources, health, everything }) {
   const needed = [totals.lost ? `${outputs(totals.lost)} lost` : "", totals.held ? `${outputs(totals.held)} held` : ""].filter(Boolean);
-  const paused = sources.filter((one) => one.paused_until).map((one) => one.name);
+  const paused = everything ? ["everything"] : sources.filter((one) => one.paused_until).map((one) => one.name);
   const words = [];
   if (needed.length) words.push(`You are needed: ${needed.join(" and ")}.`);
   if (totals.overdue) words.push(`${outputs(totals.overdue)} overdue.`);
@@ -314,12 +316,17 @@ function drawOutputs({ rows, more }) {
   prose(byId("outputs-more"), more ? `and ${number(more)} more, less urgent: \`${all}\`` : "");
 }
 
-function drawNothing({ outputs: { rows }, sources, totals }) {
+function drawNothing({ outputs: { rows }, sources, totals, health }) {
   const polled = sources.some((one) => one.last_poll_at);
   byId("nothing").hidden = rows.length > 0;
   if (!sources.length) write(byId("nothing"), "No source is configured.");
   else if (!polled) write(byId("nothing"), "No source was listed yet.");
-  else write(byId("nothing"), totals.archived ? "Nothing is owed: what the vendors offer is archived." : "Nothing is owed.");
+  else if (!health.ok || sources.some((one) => one.enabled && (one.paused_until || one.last_poll_result !== "ok")))
+    write(byId("nothing"), "Nothing is owed, as far as the vendors were listed.");
+  else {
+    const all = totals.archived && !totals.lost && !totals.held;
+    write(byId("nothing"), all ? "Nothing is owed: what the vendors offer is archived." : "Nothing is owed.");
+  }
 }
 
 const CELLS = ["Owed", "Held", "Lost", "Archived", "Last 24 hours", "Nearest deadline", "Last poll"];
@@ -343,7 +350,7 @@ function makeSource(one) {
   return row;
 }
 
-function drawSources(sources) {
+function drawSources({ sources, everything }) {
   arrange(byId("sources"), sources, (one) => one.name, makeSource, (row, one) => {
     const [name, owed, held, lost, archived, flow, deadline, poll] = row.children;
     write(name.lastElementChild, one.enabled ? one.vendor : `${one.vendor}, not enabled`);
@@ -370,7 +377,8 @@ function drawSources(sources) {
     poll.className = `${one.last_poll_result && one.last_poll_result !== "ok" ? "poor" : ""} ${one.paused_until ? "paused" : ""}`;
     tick(poll.firstElementChild, (now) => (one.last_poll_at ? `${one.last_poll_result}, ${ago(one.last_poll_at, now)}` : "not yet"));
     tick(poll.lastElementChild, (now) => {
-      if (one.paused_until) return `paused for ${span(Math.max(0, Date.parse(one.paused_until) - now))}: ${shown(one.paused_why || "")}`;
+      const own = one.paused_until && one.paused_why !== everything?.why; // what pauses everything is said once, above
+      if (own) return `paused for ${span(Math.max(0, Date.parse(one.paused_until) - now))}: ${shown(one.paused_why || "")}`;
       return shown(one.last_poll_error || "");
     });
   });
@@ -413,7 +421,7 @@ function draw(board) {
   drawForecast(board.totals);
   drawCases(byId("lost"), board.lost, board.totals.lost, "lastcall outputs --state lost");
   drawCases(byId("held"), board.held, board.totals.held, "lastcall outputs --state held");
-  drawSources(board.sources);
+  drawSources(board);
   drawOutputs(board.outputs);
   drawNothing(board);
   drawArchived(board.archived);
@@ -446,7 +454,7 @@ async function read() {
   if (reply.status === 404 && asked) return choose(""); // the source was taken out of the configuration
   if (!reply.ok && reply.status !== 304) {
     const why = await reply.json().then((answer) => answer.error, () => `status ${reply.status}`);
-    return trouble(`The ledger cannot be read: ${why}.`);
+    return trouble(`The ledger cannot be read: ${why}${/[.?!]$/.test(why) ? "" : "."}`);
   }
   const found = reply.status === 304 ? null : await reply.json().catch(() => undefined);
   if (found === undefined) return trouble("The board's server broke off.");
