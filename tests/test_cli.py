@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -9,12 +10,15 @@ import select
 import subprocess
 import sys
 import tomllib
+from datetime import timedelta
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner, Result
 
+from tests.web.story import open_ledger, tell_story
+from worker import printing
 from worker import settings as configuration
 from worker.cli import _SECTIONS, main
 from worker.demo.sellercloud import Sellercloud
@@ -117,6 +121,59 @@ def test_check_asks_the_sources_though_redis_and_the_bucket_are_away() -> None:
     assert "are archive.endpoint_url and archive.region right?" in shown
     assert "sources.right ok sellercloud: logged in, its list is empty" in shown
     assert "sources.wrong FAILED log-in: Sellercloud gives no token" in shown
+
+
+def test_status_says_which_process_is_missing_and_once_why_everything_is_paused(redis_url: str, tmp_path: Path) -> None:
+    """Nobody has to know what a silent beat means, nor to read the same refusal at each source."""
+    config = tmp_path / "lastcall.toml"
+    second = GOOD.partition("[sources.acme]")[2]
+    config.write_text(GOOD.replace("redis://127.0.0.1:1/0", redis_url) + "[sources.other]" + second)
+    ledger = open_ledger(redis_url)
+    why = "allow s3:PutObject on bucket exports"
+    ledger.pause(None, ledger.now() + timedelta(hours=1), why, times=1, fingerprint="")
+    shown = run("status", "--config", str(config)).output
+    assert "no beat has ticked yet; start `lastcall beat`" in shown
+    assert "no worker is alive; start `lastcall worker`" in shown
+    assert "everything is paused until " in shown
+    assert shown.count("s3:PutObject") == 1
+    ledger.resume(None)
+    ledger.stamp_worker(1)
+    ledger.stamp_beat()
+    shown = run("status", "--config", str(config)).output
+    assert "start" not in shown
+    assert "paused" not in shown
+
+
+def test_status_says_a_refused_log_in_once(redis_url: str, tmp_path: Path) -> None:
+    config = tmp_path / "lastcall.toml"
+    config.write_text(GOOD.replace("redis://127.0.0.1:1/0", redis_url))
+    ledger = open_ledger(redis_url)
+    turn = ledger.take_poll_turn("acme", timedelta(seconds=60))
+    assert turn is not None
+    ledger.end_poll_turn(turn, "refused", {"error": "log-in: refused"})
+    ledger.pause("acme", ledger.now() + timedelta(hours=1), "log-in: refused", times=1, fingerprint="")
+    shown = run("status", "--config", str(config)).output
+    assert "ago, refused\n  paused until " in shown
+    assert shown.count("log-in: refused") == 1
+
+
+def test_outputs_lists_first_what_can_still_be_late(redis_url: str, tmp_path: Path) -> None:
+    """A loss gets no worse, and an explained one needs nobody: neither stands above what is owed."""
+    config = tmp_path / "lastcall.toml"
+    config.write_text(GOOD.replace("redis://127.0.0.1:1/0", redis_url).replace("sources.acme]", "sources.acme-exports]"))
+    tell_story(open_ledger(redis_url))
+    rows = json.loads(run("outputs", "--json", "--source", "acme-exports", "--config", str(config)).output)
+    kinds = [f"{row['state']}*" if row["acknowledged"] else row["state"] for row in rows]
+    last = kinds.index("lost")
+    assert {"owed", "claimed", "held"} == set(kinds[:last])
+    assert set(kinds[last + 1 :]) == {"lost*", "archived", "empty"}
+
+
+def test_the_history_says_what_a_record_found(capsys: pytest.CaptureFixture[str]) -> None:
+    sources = {"acme": {"missing": 1, "damaged": 0, "held": "?"}, "other": {"damaged": 2, "error": "the vendor is away"}}
+    row = {"number": 1, "at": "2026-03-26T12:00:00Z", "proof": "audit", "by": "hand", "sources": sources, "ok": False}
+    printing.print_history({"records": [row], "broken": [], "ok": True})
+    assert "1 missing, 2 damaged, 1 without proof" in " ".join(capsys.readouterr().out.split())
 
 
 # --- a first configuration -------------------------------------------------------------------------------------------

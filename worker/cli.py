@@ -460,6 +460,7 @@ def status(settings: Settings, *, as_json: bool) -> None:
         now = daemon.ledger.now()
         rows = {name: daemon.ledger.status(name, settings.worker.at_risk) for name in settings.sources}
         beat_at, workers = daemon.ledger.beat_at(), len(daemon.ledger.workers())
+        everything, missing = daemon.ledger.paused(None), daemon.ledger.missing_processes()
         outlook = forecast.read(daemon.ledger, settings, rows)
     totals: JsonObject = {key: sum(getattr(row, key) for row in rows.values()) for key in _COUNTS}
     nearest = min((row.nearest_deadline for row in rows.values() if row.nearest_deadline), default=None)
@@ -475,7 +476,9 @@ def status(settings: Settings, *, as_json: bool) -> None:
             }
         )
     else:
-        printing.print_status(rows, now, beat_at, workers, outlook)
+        printing.print_status(
+            rows, now, everything=everything, workers=workers, beat_at=beat_at, missing=missing, outlook=outlook
+        )
     sys.exit(BAD_NEWS if totals["lost"] else 0)
 
 

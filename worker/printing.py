@@ -15,7 +15,7 @@ from rich.table import Table
 
 from worker.audit import ALL, EXCEPTIONS, SourceAudit, Window
 from worker.forecast import Forecast
-from worker.ledger import Record, SourceStatus
+from worker.ledger import Pause, Record, SourceStatus
 from worker.model import JsonObject, OutputState, timestamp
 
 out = Console(highlight=False, soft_wrap=False)
@@ -88,9 +88,19 @@ def print_checks(results: list[JsonObject], warnings: list[str]) -> None:
 
 
 def print_status(
-    rows: Mapping[str, SourceStatus], now: datetime, beat_at: datetime | None, workers: int, outlook: Forecast
+    rows: Mapping[str, SourceStatus],
+    now: datetime,
+    *,
+    everything: Pause | None,
+    workers: int,
+    beat_at: datetime | None,
+    missing: list[str],
+    outlook: Forecast,
 ) -> None:
-    """Print a row per source, below it its last poll, then what needs a person."""
+    """Print a row per source, below it its last poll, then what needs a person.
+
+    `everything` is the pause of all sources, told once; `missing` says which processes do not run, and what to do.
+    """
     numbers = ("owed", "claimed", "archived", "lost", "held", "at risk")
     table = _table("source", *numbers, "next deadline", numbers=numbers)
     for name, row in rows.items():
@@ -107,11 +117,22 @@ def print_status(
         )
     out.print(table)
     for name, row in rows.items():
-        result = f"{row.last_poll_result}: {row.last_poll_error}" if row.last_poll_error else row.last_poll_result
+        own = row.paused_until and not (everything and (everything.until, everything.why) == (row.paused_until, row.paused_why))
+        error = None if own and row.last_poll_error == row.paused_why else row.last_poll_error  # said once
+        result = f"{row.last_poll_result}: {error}" if error else row.last_poll_result
         out.print(f"{name}: polled {ago(row.last_poll_at, now)}, {plain(result or 'not yet')}")
-        if row.paused_until:
+        if row.paused_until and own:
             out.print(f"  [yellow]paused[/] until {timestamp(row.paused_until)}: {plain(row.paused_why)}")
     out.print(f"{workers} worker(s) alive; beat ticked {ago(beat_at, now)}")
+    for reason in missing:
+        out.print(f"[red]{plain(reason)}[/]")
+    if everything:
+        when = (
+            f"is paused until {timestamp(everything.until)}"
+            if everything.until > now
+            else "is paused, and tried again just now"
+        )
+        out.print(f"[red]everything[/] {when}: {plain(everything.why)}")
     if outlook.open:
         out.print(f"[{'yellow' if outlook.missed else 'default'}]forecast[/]: {plain('; '.join(outlook.lines))}")
     if any(row.lost for row in rows.values()):
@@ -135,9 +156,10 @@ def print_outputs(records: list[Record], now: datetime) -> None:
     out.print(f"{len(records)} output(s)" + ("; * acknowledged" if any(record.acknowledged for record in records) else ""))
 
 
-def by_urgency(record: Record) -> tuple[bool, datetime]:
-    """Sort the most urgent first, what is done last."""
-    return record.state in _DONE, record.output.deadline
+def by_urgency(record: Record) -> tuple[int, datetime]:
+    """Sort what can still be late first, then what is lost and unexplained, and last what needs nobody; each by deadline."""
+    needs_nobody = record.state in _DONE or record.acknowledged is not None
+    return 2 if needs_nobody else int(record.state is OutputState.LOST), record.output.deadline
 
 
 def print_output(document: JsonObject) -> None:
@@ -181,9 +203,20 @@ def print_history(document: JsonObject) -> None:
     table = _table("record", "at", "proof", "by", "sources", "", numbers=("record",))
     for row in document["records"]:
         cells = (row["number"], row["at"], row["proof"], row["by"], ", ".join(row["sources"]))
-        table.add_row(*(plain(cell or "") for cell in cells), "[green]ok[/]" if row["ok"] is True else "[red]bad news[/]")
+        table.add_row(
+            *(plain(cell or "") for cell in cells), "[green]ok[/]" if row["ok"] is True else f"[red]{_bad_news(row)}[/]"
+        )
     out.print(table)
     for one in document["broken"]:
         out.print(f"[red]record {one['number']}[/]: {plain(one['why'])}")
     count = len(document["records"])
     out.print(f"{count} record(s), each as it was written." if document["ok"] else "[red]The record is broken.[/]")
+
+
+def _bad_news(row: JsonObject) -> str:
+    """Say what a record found, in counts; somebody may have written anything into it."""
+    sources = row["sources"].values()
+    counts = {key: sum(one[key] for one in sources if isinstance(one.get(key), int)) for key in EXCEPTIONS}
+    words = [f"{count} {key}" for key, count in counts.items() if count]
+    unproved = sum(1 for one in sources if one.get("error"))
+    return ", ".join([*words, *([f"{unproved} without proof"] if unproved else [])]) or "bad news"
