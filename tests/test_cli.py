@@ -22,7 +22,8 @@ from worker import printing
 from worker import settings as configuration
 from worker.cli import _SECTIONS, main
 from worker.demo.sellercloud import Sellercloud
-from worker.settings import VENDORS
+from worker.model import OutputState
+from worker.settings import VENDORS, ArchiveSettings
 
 
 @pytest.fixture(autouse=True)
@@ -167,6 +168,23 @@ def test_outputs_lists_first_what_can_still_be_late(redis_url: str, tmp_path: Pa
     last = kinds.index("lost")
     assert {"owed", "claimed", "held"} == set(kinds[:last])
     assert set(kinds[last + 1 :]) == {"lost*", "archived", "empty"}
+
+
+def test_an_explained_loss_asks_for_no_second_explanation(
+    redis_url: str, tmp_path: Path, archive_settings: ArchiveSettings
+) -> None:
+    config = tmp_path / "lastcall.toml"
+    text = GOOD.replace("redis://127.0.0.1:1/0", redis_url).replace("sources.acme]", "sources.acme-exports]")
+    text = text.replace('"exports"', f'"{archive_settings.bucket}"').replace(
+        'http://127.0.0.1:1"', f'{archive_settings.endpoint_url}"'
+    )
+    config.write_text(text)
+    ledger = open_ledger(redis_url)
+    tell_story(ledger)
+    for lost in ledger.records("acme-exports", OutputState.LOST):
+        happens = json.loads(run("show", str(lost.output.id), "--json", "--config", str(config)).output)["next"]
+        assert ("lastcall acknowledge" in happens) == (lost.acknowledged is None)
+        assert "lastcall retry" in happens
 
 
 def test_the_history_says_what_a_record_found(capsys: pytest.CaptureFixture[str]) -> None:

@@ -518,6 +518,7 @@ _NEXT = {
     OutputState.LOST: "`lastcall acknowledge {id} --reason …` explains it; `lastcall retry {id}` asks the vendor again",
     OutputState.HELD: "it waits for you: see the error, then `lastcall retry {id}`",
 }
+_EXPLAINED = "nothing; the loss is explained. `lastcall retry {id}` asks the vendor again all the same"
 
 
 @main.command()
@@ -536,7 +537,8 @@ def show(settings: Settings, output: str, *, as_json: bool) -> None:
     if record is None and receipt is None:
         _usage(f"no output {output}; `lastcall outputs` lists them")
     state = OutputState.ARCHIVED if receipt else record.state if record else OutputState.OWED
-    happens = _NEXT[state].format(
+    explained = record is not None and record.acknowledged is not None and state is OutputState.LOST
+    happens = (_EXPLAINED if explained else _NEXT[state]).format(
         id=identity,
         worker=record.worker if record else "",
         when=f"at {timestamp(record.not_before)}" if record and record.not_before else "when a slot is free",
@@ -597,7 +599,7 @@ def watch(settings: Settings, source: str, job_id: str, *, as_json: bool) -> Non
     if as_json:
         print_json({"source": source, "job_id": job_id})
     else:
-        out.print(f"{source}: job {plain(job_id)} is asked for at each poll from now on")
+        out.print(f"{source}: job {plain(job_id)} is asked for from now on")
 
 
 @main.command()

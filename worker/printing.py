@@ -201,6 +201,7 @@ def print_audit(found: Mapping[str, SourceAudit], window: Window = ALL) -> None:
 def print_history(document: JsonObject) -> None:
     """Print the record of audits and verifications, and where it is broken."""
     table = _table("record", "at", "proof", "by", "sources", "", numbers=("record",))
+    table.columns[1].no_wrap = True
     for row in document["records"]:
         cells = (row["number"], row["at"], row["proof"], row["by"], ", ".join(row["sources"]))
         table.add_row(
