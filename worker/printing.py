@@ -130,7 +130,7 @@ def print_status(
         when = (
             f"is paused until {timestamp(everything.until)}"
             if everything.until > now
-            else "is paused, and tried again just now"
+            else "is paused, and due to be tried again"
         )
         out.print(f"[red]everything[/] {when}: {plain(everything.why)}")
     if outlook.open:

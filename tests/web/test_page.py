@@ -127,6 +127,23 @@ def test_the_page_says_once_that_everything_is_paused(board: Callable[..., Web],
     page.until("document.getElementById('silence').hidden")
 
 
+def test_the_page_does_not_say_that_all_is_well_while_a_vendor_cannot_be_listed(
+    board: Callable[..., Web], page: Page, ledger: Ledger
+) -> None:
+    ledger.stamp_worker(2)
+    ledger.stamp_beat()
+    turn = ledger.take_poll_turn("conversions", timedelta(0))
+    assert turn is not None
+    ledger.end_poll_turn(turn, "unavailable", {"error": "the vendor cannot be reached"})
+    board()
+    page.until_text("Last listing failed: conversions.", "#verdict")
+    assert "All is well" not in page.text()
+    turn = ledger.take_poll_turn("conversions", timedelta(0), by_hand=True)
+    assert turn is not None
+    ledger.end_poll_turn(turn, "ok", {})
+    page.until_text("All is well.", "#verdict")
+
+
 def test_5000_owed_are_a_page_that_can_be_read(board: Callable[..., Web], page: Page, ledger: Ledger) -> None:
     """Twenty-five rows at first, two hundred on demand, the rest is a number and a command; one source can be looked at."""
     for number in range(5_000):

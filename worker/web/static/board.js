@@ -202,6 +202,9 @@ function drawVerdict({ totals, sources, health, everything }) {
   if (totals.overdue) words.push(`${outputs(totals.overdue)} overdue.`);
   if (totals.at_risk > totals.overdue) words.push(`${outputs(totals.at_risk - totals.overdue)} at risk.`);
   if (paused.length) words.push(`Paused: ${paused.join(", ")}.`);
+  const failed = (one) => one.enabled && !one.paused_until && one.last_poll_result && one.last_poll_result !== "ok";
+  const unlisted = everything ? [] : sources.filter(failed).map((one) => one.name);
+  if (unlisted.length) words.push(`Last listing failed: ${unlisted.join(", ")}.`);
   const bad = totals.lost || totals.held || totals.overdue;
   if (!words.length) words.push(health.ok ? "All is well." : "Nothing is late yet.");
   byId("verdict").parentElement.className = `verdict ${bad ? "bad" : words[0] === "All is well." ? "well" : "soon"}`;
