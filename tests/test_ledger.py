@@ -473,6 +473,20 @@ def test_a_user_who_may_not_ask_who_serves_begins_no_epoch_after_each_of_one_who
             client.acl_deluser("blind")
 
 
+def test_another_server_doubts_what_is_open_without_going_through_it(ledger: Ledger, redis_url: str) -> None:
+    """A million open outputs would block Redis for seconds, so that sentinels fail over once more, to one that doubts again."""
+    ledger.owe_all((output(str(number)), False) for number in range(500))
+    with redis.Redis.from_url(redis_url) as client:
+        client.hset("lastcall:epoch", "server", "another")
+        client.config_resetstat()
+        ledger.epoch()
+        assert sum(stats["calls"] for stats in client.info("commandstats").values()) < 30
+        client.hincrbyfloat("lastcall:epoch", "open_at", -2)
+    assert claim(ledger).recheck
+    ledger.owe(output("new", 1), recheck=False)
+    assert not claim(ledger).recheck
+
+
 def test_an_output_given_back_is_as_if_it_was_never_taken(ledger: Ledger) -> None:
     (one,) = owe(ledger, "1")
     assert ledger.release(one.id, claim(ledger).fence)

@@ -1,6 +1,7 @@
 -- Every change of the ledger that must be atomic, in one script. ARGV: command, now ('' = this server's clock), arguments.
 --
--- lastcall:epoch              hash   id, born, server: who serves it; open_at: claims are given from then on, without it nobody claims yet
+-- lastcall:epoch              hash   id, born, server: who serves it; n: how many began with these data; open_at: claims are given
+--                                    from then on, without it nobody claims yet
 -- lastcall:o:{output}         hash   one output; fields at the top of `fields` below
 -- lastcall:doc:{source}       hash   output -> its document (opaque); not in the record, which stays small enough to be compact
 -- lastcall:words:{source}     hash   id -> words that documents were packed with; a document begins with its words' id
@@ -24,13 +25,14 @@
 -- lastcall:ran:{source}        how many seconds jobs ran after they were first seen, the newest last
 -- lastcall:looks:{source}      zset   "number job" -> when to ask for it, before the next listing
 -- lastcall:busy:{source}       when something last ran or came
+-- lastcall:pass               hash   source -> when its last complete pass began, in this epoch
 -- lastcall:recovered          set    sources of which the bucket was read back; lastcall:recount: whose count is in doubt
 -- lastcall:told:{source}       hash   output -> the trouble that people were told of
 -- lastcall:polling:{source}   token of the listing that goes on; lastcall:polled:{source} lives as long as none may begin
 --
 -- Fields of an output (one that is not there is 0 or ''): st state, dl deadline, sz size where the vendor says it, cr created,
 -- rd ready at (archived_at - rd is the latency), at attempts, dn downloads, nb not_before, er last error, fe fence, wk worker, gn gone answers, g1 first of them,
--- rs reason of a loss, ak acknowledged with this reason, rc receipt must be looked for before a download, ct the count
+-- ep the epoch's n when it was created, rs reason of a loss, ak acknowledged with this reason, rc receipt must be looked for before a download, ct the count
 -- that has its receipt, as asserted while that count went on, ky key, pr probes, hi history.
 
 local P = 'lastcall:'
@@ -274,8 +276,10 @@ local function rooms(lease, most, ...)
   return list, held
 end
 
+local function epoch_number() return call('HGET', P .. 'epoch', 'n') or '0' end
+
 local function create(id, dl, doc, words, ready, size)
-  call('HSET', rec(id), 'cr', string.format('%.0f', now), 'rd', ready)
+  call('HSET', rec(id), 'cr', string.format('%.0f', now), 'rd', ready, 'ep', epoch_number())
   describe(id, dl, doc, words, size)
 end
 
@@ -313,16 +317,12 @@ end
 local ASSERT_SECONDS = 2 -- in which whoever holds an output says so; keepers look for Redis every second while it is away
 
 -- Begins an epoch with what the one before it left: another server has these data, and may have forgotten what its predecessor was
--- told last. What is owed may be in somebody's hands or archived, so it is looked for before a download; what the bucket
--- knows is read back, and the next pass is the first.
+-- told last. What was owed before may be in somebody's hands or archived, so a claim has it looked for before a download; what
+-- the bucket knows is read back, and the next pass is the first.
 local function doubt()
   local open_at = call('HGET', P .. 'epoch', 'open_at')
   if open_at then call('HSET', P .. 'epoch', 'open_at', num(math.max(tonumber(open_at), now + ASSERT_SECONDS))) end
-  for _, open in ipairs(call('KEYS', P .. 'open:*')) do
-    for _, id in ipairs(call('ZRANGE', open, 0, -1)) do call('HSET', rec(id), 'rc', '1') end
-  end
-  for _, pass in ipairs(call('KEYS', P .. 'pass:*')) do call('DEL', pass) end
-  call('DEL', P .. 'recovered')
+  call('DEL', P .. 'pass', P .. 'recovered')
 end
 
 -- begin ID: makes ID the epoch unless this server has begun one. Gives its id and its open_at ('' = nobody may claim yet).
@@ -331,6 +331,7 @@ function commands.begin(new)
   if not begun_here(present) then
     if call('HEXISTS', P .. 'epoch', 'id') == 1 then doubt() end
     call('HSET', P .. 'epoch', 'id', new, 'born', num(now), 'server', present)
+    call('HINCRBY', P .. 'epoch', 'n', 1)
   end
   return { call('HGET', P .. 'epoch', 'id'), call('HGET', P .. 'epoch', 'open_at') or '' }
 end
@@ -401,7 +402,7 @@ end
 function commands.adopt(id, dl, doc, words, ready, size, object)
   if get(id, 'st') then return 0 end
   local source = string.match(id, '^([^/]+)/')
-  if call('EXISTS', P .. 'pass:' .. source) == 1 then call('SADD', P .. 'recount', source) end
+  if call('HEXISTS', P .. 'pass', source) == 1 then call('SADD', P .. 'recount', source) end
   create(id, dl, doc, words, ready, size)
   call('HSET', rec(id), 'ky', object)
   move(id, 'archived')
@@ -467,6 +468,7 @@ function commands.claim(worker, lease, ...)
   if best then
     move(id, 'claimed', now + tonumber(lease))
     call('HINCRBY', rec(id), 'at', 1)
+    if get(id, 'ep') ~= epoch_number() then call('HSET', rec(id), 'rc', '1') end
     fence = take_fence(id, worker)
   else
     call('ZREM', key('probe', id), id)
@@ -585,7 +587,9 @@ end
 -- another epoch has begun meanwhile, whose first pass is yet to come.
 function commands.complete_pass(source, epoch, began)
   if call('HGET', P .. 'epoch', 'id') ~= epoch then return false end
-  return call('GETSET', P .. 'pass:' .. source, began)
+  local before = call('HGET', P .. 'pass', source)
+  call('HSET', P .. 'pass', source, began)
+  return before
 end
 
 -- begin_count SOURCE: the receipts are counted from nothing. Gives the count's name.

@@ -644,7 +644,7 @@ class Ledger:
     def is_first_pass(self, source: str) -> bool:
         """Whether no pass of `source` was completed in this epoch: what it finds may have been downloaded before."""
         with _edge():
-            return not self._redis.exists(f"{PREFIX}pass:{source}")
+            return not self._redis.hexists(f"{PREFIX}pass", source)
 
     def note_running(self, source: str, jobs: set[str]) -> dict[str, datetime]:
         """Say which jobs of `source` run now; gives since when each does. Those that are not named run no more."""

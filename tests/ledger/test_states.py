@@ -70,6 +70,16 @@ class Model:
     count: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SLOTS, 0))
     lost_total: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SLOTS, 0))
 
+    def begin(self) -> None:
+        """An epoch is begun unless one is; what was owed before is of none."""
+        if not self.begun:
+            self.begun = True
+            self.doubt()
+
+    def doubt(self) -> None:
+        for entry in self.entries.values():
+            entry.recheck = True
+
     def of(self, source: str) -> dict[OutputId, Entry]:
         return {identity: entry for identity, entry in self.entries.items() if identity.source == source}
 
@@ -237,8 +247,7 @@ class Machine(RuleBasedStateMachine):
         self.model.epoch += 1
         if self.model.open_at is not None:
             self.model.open_at = max(self.model.open_at, self.model.now + 2)
-        for entry in self.model.entries.values():
-            entry.recheck = entry.recheck or entry.state in {"owed", "claimed"}
+        self.model.doubt()
 
     # --- time and loss -----------------------------------------------------------------------------------------------
 
@@ -255,7 +264,7 @@ class Machine(RuleBasedStateMachine):
         epoch, is_open = self.ledger.epoch()
         assert is_open == (self.model.open_at is not None)
         self.ledger.open_epoch(epoch, timedelta(seconds=delay))
-        self.model.begun = True
+        self.model.begin()
         if self.model.open_at is None:
             self.model.open_at = self.model.now + delay
 
@@ -329,7 +338,7 @@ class Machine(RuleBasedStateMachine):
         fences = self.ledgers[worker].renew([(one.output, one.fence) for one in mine])
         if not mine:
             return
-        self.model.begun = True
+        self.model.begin()
         for one, fence in zip(mine, fences, strict=True):
             entry = self.model.entries.get(one.output.id)
             if entry is not None and entry.fence == one.fence:
