@@ -1115,7 +1115,7 @@ def test_a_source_is_listed_by_one_worker_and_no_sooner_than_its_interval(redis_
     assert two.take_poll_turn("acme", every) is None
     by_hand = two.take_poll_turn("acme", every, by_hand=True)
     assert by_hand is not None
-    two.stamp_poll_turn(by_hand, 0.0)
+    two.stamp_poll_turn(by_hand)
     two.end_poll_turn(by_hand, "throttled", {})
     assert until_due(one, "acme") > 0.4
     assert one.take_poll_turn("acme", every) is not None
@@ -1126,13 +1126,15 @@ def test_a_source_is_listed_by_one_worker_and_no_sooner_than_its_interval(redis_
     assert abs((one.now() - status.last_poll_at).total_seconds()) < 30
 
 
-def test_the_interval_counts_from_the_first_request(redis_url: str) -> None:
+def test_the_interval_counts_from_the_first_answer(redis_url: str) -> None:
     ledger = Ledger(redis_url, lease=LEASE, worker="w1")
     turn = ledger.take_poll_turn("acme", timedelta(seconds=3600))
     assert turn is not None
-    ledger.stamp_poll_turn(turn, 3600)
-    ledger.end_poll_turn(turn, "ok", {})
-    assert until_due(ledger, "acme") < 1
+    with redis.Redis.from_url(redis_url) as client:
+        assert client.delete("lastcall:polled:acme") == 1  # it has passed since, while the bucket was read back
+        ledger.stamp_poll_turn(turn)
+        ledger.end_poll_turn(turn, "ok", {})
+        assert 3500 < client.ttl("lastcall:polled:acme") <= 3601
 
 
 def test_a_dead_workers_turn_ends_with_its_lease_and_its_late_words_change_nothing(redis_url: str) -> None:

@@ -91,7 +91,7 @@ def discover(
     try:
         with daemon.keeper.keeping(turn):
             _read_back(daemon, source)
-            jobs = _stamped(_window(daemon, source), lambda seconds_ago: daemon.ledger.stamp_poll_turn(turn, seconds_ago))
+            jobs = _stamped(_window(daemon, source), lambda: daemon.ledger.stamp_poll_turn(turn))
             _list(daemon, source, found, _told(jobs, seen), by_hand=by_hand)
         daemon.ledger.resume(source)
     except LedgerUnavailableError:
@@ -253,12 +253,15 @@ def _batches(jobs: Iterator[Job]) -> Iterator[list[Job]]:
         yield batch
 
 
-def _stamped(jobs: Iterator[Job], stamp: Callable[[float], None]) -> Iterator[Job]:
-    """Count the interval from the first answer: before it, the source may have logged in or waited for its turn."""
-    for number, job in enumerate(jobs):
-        if number == 0:
-            stamp(0)
+def _stamped(jobs: Iterator[Job], stamp: Callable[[], None]) -> Iterator[Job]:
+    """Count the interval from the first answer, an empty one too. Before it, the source may have logged in, waited for its turn
+    to call, or had the bucket read back.
+    """
+    job = next(jobs, None)
+    stamp()
+    if job is not None:
         yield job
+        yield from jobs
 
 
 def _told(jobs: Iterator[Job], seen: Callable[[Job], None]) -> Iterator[Job]:

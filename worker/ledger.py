@@ -607,12 +607,11 @@ class Ledger:
             return None
         return PollTurn(name=f"polling:{source}", token=token, source=source, every=every, wait=wait, taken_at=time.monotonic())
 
-    def stamp_poll_turn(self, turn: PollTurn, seconds_ago: float) -> None:
-        """The first request of the listing went out `seconds_ago`: the interval counts from there."""
-        since_taken = max(seconds_ago, time.monotonic() - turn.taken_at)
-        left = max(turn.every - timedelta(seconds=seconds_ago), turn.wait - timedelta(seconds=since_taken))
+    def stamp_poll_turn(self, turn: PollTurn) -> None:
+        """The first answer of the listing has come: the interval counts from now, the wait from when the turn was taken."""
+        left = max(turn.every, turn.wait - timedelta(seconds=time.monotonic() - turn.taken_at))
         with _edge():
-            self._redis.set(f"{PREFIX}polled:{turn.source}", turn.token, px=max(1, _interval_ms(left)))
+            self._redis.set(f"{PREFIX}polled:{turn.source}", turn.token, px=_interval_ms(left))
 
     def keep_turn(self, turn: Turn) -> None:
         """Say that what the turn is for goes on. Changes nothing once the turn has ended, or is somebody else's."""

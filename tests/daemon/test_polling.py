@@ -82,6 +82,21 @@ def test_a_job_that_cannot_be_read_harms_no_other_and_is_not_asked_for_again(wor
     assert daemon.ledger.record(OutputId("spaaza", str(broken.id), str(broken.id))) is None
 
 
+def test_the_interval_counts_from_an_empty_answer_too(world, redis_client):
+    """However long the log-in before it took."""
+    world.only("spaaza")
+    daemon = world.daemon()
+    listing = daemon.sources["spaaza"].jobs
+
+    def late(since):
+        assert redis_client.delete("lastcall:polled:spaaza") == 1  # the interval from the turn on has passed
+        yield from listing(since)
+
+    daemon.sources["spaaza"].jobs = late
+    assert discover(daemon, "spaaza").jobs == 0
+    assert not daemon.ledger.poll_due("spaaza")
+
+
 def test_a_vendor_that_only_has_a_list_is_asked_for_no_single_job(world, redis_client):
     """Crayon: asking for one job would be a listing out of turn."""
     world.only("crayon")
