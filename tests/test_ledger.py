@@ -585,6 +585,26 @@ def test_a_slot_held_in_vain_makes_its_source_yield(ledger: Ledger, clock: Clock
     assert claim(ledger, **slots).output.id.source == "sick"
 
 
+def test_a_source_does_not_rest_past_a_deadline_while_nobody_else_wants_the_slot(ledger: Ledger, clock: Clock) -> None:
+    """What is due before the rest ends would be too late after it. Whoever else has work goes first all the same."""
+    ledger.stamp_worker(4)
+    slots = {"sick": 4, "well": 4}
+    owe(ledger, *"12", source="well")
+    ledger.archived(claim(ledger, **slots).output.id, "key", 1, unproven=False)
+    owe(ledger, *"12", source="sick")
+    soon = output("soon", 50 / 3600, "sick")
+    ledger.owe(soon, recheck=False)
+    hung = claim(ledger, **slots)
+    assert hung.output == soon
+    ledger.again(soon.id, hung.fence, clock.now, "no answer", lost_seconds=60)
+    well = claim(ledger, **slots)
+    assert well.output.id.source == "well"
+    ledger.archived(well.output.id, "key", 1, unproven=False)
+    assert ledger.wakeups(slots, "collect") == 1
+    assert claim(ledger, **slots).output == soon
+    assert ledger.claim(slots) is None  # nothing else is due so soon
+
+
 def test_a_source_that_rests_gets_what_is_left_if_the_others_took_all_they_may(ledger: Ledger, clock: Clock) -> None:
     """Six slots, of which the well one may take four; then the share of three again."""
     ledger.stamp_worker(6)

@@ -240,18 +240,19 @@ local function attempted(source, archived, lost)
   if not archived then call('HSET', health, 'lost', lost) end
 end
 
--- Whether a source is trusted with any slot that is free; and whether it rests, since it has lately kept others waiting for
--- nothing: each of the others gets as long.
+-- Whether a source is trusted with any slot that is free; and until when it rests, nil when it does not, since it has lately kept
+-- others waiting for nothing: each of the others gets as long.
 local function health(source, sources)
   local ok, bad, lost, vain = unpack(call('HMGET', P .. 'health:' .. source, 'ok', 'bad', 'lost', 'vain'))
   ok, bad = tonumber(ok or '0'), tonumber(bad or '0')
   local rest = math.min(tonumber(lost or '0') * (sources - 1), LONGEST_REST_SECONDS)
-  return ok > bad and tonumber(vain) < MOST_IN_VAIN, bad > ok and now < bad + rest
+  return ok > bad and tonumber(vain) < MOST_IN_VAIN, bad > ok and now < bad + rest and bad + rest or nil
 end
 
 -- How many outputs of each of [SOURCE SLOTS]… may be claimed now, of `most` that all workers can collect; and how many are held.
 -- A source that archives has its own limit only. One that has archived nothing yet, or holds slots in vain, gets its share of all
 -- slots, and while it rests only what is left if the others took all they may: a vendor that hangs or trickles never fills a worker.
+-- What would be too late after the rest is not kept back while nobody else has anything for a slot that is free.
 local function rooms(lease, most, ...)
   local sources, list, held = { ... }, {}, 0
   for i = 1, #sources, 2 do
@@ -262,16 +263,22 @@ local function rooms(lease, most, ...)
     held = held + one.held
     if not stopped(one.name) then list[#list + 1] = one end
   end
-  local share, wanted = math.max(1, math.floor(most / math.max(1, #list))), 0
+  local share, wanted, waiting = math.max(1, math.floor(most / math.max(1, #list))), 0, false
   for _, one in ipairs(list) do
-    one.trusted, one.rests = health(one.name, #list)
+    one.trusted, one.rests_until = health(one.name, #list)
     local limit = (one.trusted or most == 0) and one.limit or math.min(one.limit, share)
     one.room = math.max(0, limit - one.held)
-    if not one.rests then wanted = wanted + one.room end
+    if not one.rests_until then
+      wanted = wanted + one.room
+      waiting = waiting or (one.room > 0 and call('ZCARD', P .. 'owed:' .. one.name) > 0)
+    end
   end
   local free = math.max(1, most - held) -- who asks has one; dead workers hold theirs until their leases end
   for _, one in ipairs(list) do
-    if one.rests and most > 0 then one.room = math.min(one.room, free - wanted) end
+    if one.rests_until and most > 0 then
+      local due = waiting and 0 or call('ZCOUNT', P .. 'owed:' .. one.name, '(' .. num(now), num(one.rests_until))
+      one.room = math.min(one.room, math.max(free - wanted, due))
+    end
   end
   return list, held
 end
