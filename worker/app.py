@@ -12,11 +12,12 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import structlog
-from celery import Celery, Task, signals
+from celery import Celery, Task, beat, signals
 from celery.app.amqp import AMQP
 from celery.worker import consumer
 from celery.worker.state import maybe_shutdown
@@ -112,7 +113,7 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
         "worker_hijack_root_logger": False,
         "worker_redirect_stdouts": False,
         # No state on disk, so any number of beats can run anywhere; ticks are idempotent (FACTS 9).
-        "beat_scheduler": "celery.beat:Scheduler",
+        "beat_scheduler": "worker.app:Scheduler",
         "beat_max_loop_interval": seconds,
         # An old tick is worth nothing. Celery drops it when it is read; `_ticked` keeps them from piling up unread.
         "beat_schedule": {"tick": {"task": "tick", "schedule": seconds, "options": {"queue": TICK, "expires": 10}}},
@@ -120,20 +121,32 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
     }
 
 
+def _look_for_redis(conn: Any, callback: Callable[[], object] | None = None) -> Any:
+    """Connect, looking every second until Redis is there; `callback` is called before each look."""
+    told = False
+
+    def tell(exc: Exception, _: float) -> None:
+        nonlocal told
+        if not told:
+            log.warning("Redis does not answer; it is looked for every second", error=type(exc).__name__)
+        told = True
+
+    return conn.ensure_connection(tell, None, interval_start=1, interval_step=0, interval_max=1, callback=callback)
+
+
+class Scheduler(beat.Scheduler):  # type: ignore[misc]
+    """Celery's beat without state on disk; begun while Redis is away it would wait up to half a minute between two looks."""
+
+    def _ensure_connected(self) -> Any:
+        return _look_for_redis(self.connection)
+
+
 class Consumer(consumer.Consumer):  # type: ignore[misc]
     """Celery's consumer, which else would wait up to half a minute between two looks for a Redis that is back."""
 
     def ensure_connected(self, conn: Any) -> Any:
         """Look every second until it is there."""
-        told = False
-
-        def tell(exc: Exception, _: float) -> None:
-            nonlocal told
-            if not told:
-                log.warning("Redis does not answer; it is looked for every second", error=type(exc).__name__)
-            told = True
-
-        conn.ensure_connection(tell, None, interval_start=1, interval_step=0, interval_max=1, callback=maybe_shutdown)
+        _look_for_redis(conn, maybe_shutdown)
         self.first_connection_attempt = False
         return conn
 

@@ -271,3 +271,13 @@ def test_a_counted_download_is_not_made_while_the_bucket_takes_no_word_of_it(sta
     refusal.times = 0
     assert "archived" in collect_one(daemon)
     assert len(stage.api2convert.requests("download")) == stage.spent(job.id) == 1
+
+
+def test_a_beat_that_begins_while_redis_is_away_ticks_soon_after_its_return(stage):
+    """As after a power cut, when Redis reads its file for longer than the daemon needs to begin."""
+    stage.redis.kill()
+    stage.start("beat")
+    wait_until(lambda: "looked for every second" in stage.logs(), 20, "beat to miss Redis")
+    time.sleep(7)  # Celery's own patience grows by two seconds at each look, so that it would look again in five
+    stage.redis.start()
+    wait_until(lambda: stage.ledger.beat_at() is not None, 4, "a tick")
