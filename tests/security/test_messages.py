@@ -100,10 +100,8 @@ def test_no_message_harms_a_worker(world, redis_client, planted):
     for queue in ("lastcall.collect", "lastcall.poll", "lastcall.tick"):
         for each in messages:
             redis_client.lpush(queue, each)
-    heard_by = redis_client.pubsub_numsub
-    wait_until(lambda: heard_by("/0.celery.pidbox") == [(b"/0.celery.pidbox", 1)], 30, "the worker to listen")
     for each in NO_MESSAGES:
-        redis_client.publish("/0.celery.pidbox", each)
+        wait_until(lambda each=each: redis_client.publish("/0.celery.pidbox", each) == 1, 30, "the worker to hear it")
     world.sellercloud.add_job(Content("after", 1000))
     world.wait_archived()
     wait_until(lambda: redis_client.llen("lastcall.poll") == 0, 30, "the messages to be read")
