@@ -25,7 +25,7 @@ from worker.errors import ArchiveUnavailableError, HeldError, LastcallError, Sto
 from worker.keeper import Keeper
 from worker.ledger import Record
 from worker.model import Job, JobState, JsonObject, Output, OutputId, OutputState, Receipt, timestamp
-from worker.recovery import open_epoch, recover
+from worker.recovery import open_epoch, recount, recover
 
 log = structlog.get_logger()
 _T = TypeVar("_T")
@@ -377,7 +377,8 @@ def rebuild(daemon: Daemon) -> list[Discovery]:
     open_epoch(daemon)
     found = []
     for source in daemon.sources:
-        recover(daemon, source)
+        if epoch := recover(daemon, source):
+            recount(daemon, source, epoch)
         listing = discover(daemon, source, by_hand=True)
         found.append(listing or Discovery(source, result="busy", error="a worker lists it just now"))
     return found

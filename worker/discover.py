@@ -30,7 +30,7 @@ from worker.errors import (
 )
 from worker.ledger import PollTurn
 from worker.model import Job, JobState, Output, OutputId, OutputState, Receipt, timestamp
-from worker.recovery import open_epoch, recover
+from worker.recovery import open_epoch, recount, recover
 from worker.settle import pause_if_refused
 
 log = structlog.get_logger()
@@ -88,9 +88,10 @@ def discover(
     if turn is None:
         return None
     found = Discovery(source)
+    uncounted_in: str | None = None
     try:
         with daemon.keeper.keeping(turn):
-            _read_back(daemon, source)
+            uncounted_in = _read_back(daemon, source)
             jobs = _stamped(_window(daemon, source), lambda: daemon.ledger.stamp_poll_turn(turn))
             _list(daemon, source, found, _told(jobs, seen), by_hand=by_hand)
         daemon.ledger.resume(source)
@@ -107,16 +108,25 @@ def discover(
         daemon.ledger.end_poll_turn(turn, found.result, detail)
         changed = found.owed or found.adopted or found.result != "ok"
         log.log(logging.INFO if changed else logging.DEBUG, "polled", source=source, result=found.result, **detail)
+    if uncounted_in:
+        try:
+            recount(daemon, source, uncounted_in)
+        except (StoppedError, ArchiveUnavailableError, ArchiveRefusedError) as exc:
+            log.warning("receipts not counted; the next poll counts them", source=source, error=str(exc))
     return found
 
 
-def _read_back(daemon: Daemon, source: str) -> None:
-    """Make sure that the ledger knows what only the bucket does. While the bucket is away, listing goes on without."""
+def _read_back(daemon: Daemon, source: str) -> str | None:
+    """Make sure that the ledger knows what only the bucket does. While the bucket is away, listing goes on without.
+
+    Gives the epoch in which the receipts are still to be counted.
+    """
     try:
         open_epoch(daemon)
-        recover(daemon, source)
+        return recover(daemon, source)
     except ArchiveUnavailableError as exc:
         log.warning("the bucket is away; what it knows is read back later", source=source, error=str(exc))
+        return None
 
 
 def _take_turn(daemon: Daemon, source: str, *, by_hand: bool, patience: timedelta) -> PollTurn | None:

@@ -6,12 +6,13 @@ with ``lastcall rebuild``.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import timedelta
 
 import structlog
 
 from worker.daemon import Daemon
-from worker.errors import HeldError
+from worker.errors import HeldError, StoppedError
 from worker.model import JsonObject, Output, OutputId, OutputState, parse_timestamp, timestamp
 
 log = structlog.get_logger()
@@ -36,19 +37,39 @@ def open_epoch(daemon: Daemon) -> bool:
     return opened
 
 
-def recover(daemon: Daemon, source: str) -> None:
-    """Read back from the bucket what the ledger must know of `source`, once in each epoch.
+def recover(daemon: Daemon, source: str) -> str | None:
+    """Read back from the bucket what the ledger must know of `source` before it is listed, unless all is known in this epoch.
 
-    When the ledger is lost while this goes on, the next poll does it again.
+    Gives the epoch to `recount` in; None when all is known, the number of receipts too. When the ledger is lost
+    while this goes on, the next poll does it again.
     """
     epoch, _ = daemon.ledger.epoch()
     if daemon.ledger.recovered(source):
-        return
-    daemon.ledger.count_receipts(source, daemon.archive.receipts(source))
+        return None
     _recover_losses(daemon, source)
     _recover_watches(daemon, source)
-    if daemon.ledger.mark_recovered(source, epoch):
-        log.info("read back from the bucket", source=source)
+    return epoch
+
+
+def recount(daemon: Daemon, source: str, epoch: str) -> None:
+    """Count the receipts of `source`, unless another worker does. Millions take minutes, so no listing waits for it."""
+    turn = daemon.ledger.take_turn(f"recounting:{source}")
+    if turn is None:
+        return
+    try:
+        with daemon.keeper.keeping(turn):
+            daemon.ledger.count_receipts(source, _unless_stopped(daemon, daemon.archive.receipts(source)))
+            if daemon.ledger.mark_recovered(source, epoch):
+                log.info("read back from the bucket", source=source)
+    finally:
+        daemon.ledger.end_turn(turn)
+
+
+def _unless_stopped(daemon: Daemon, receipts: Iterator[OutputId]) -> Iterator[OutputId]:
+    for receipt in receipts:
+        if daemon.keeper.stopping:
+            raise StoppedError("the process is stopping; the next poll counts again")
+        yield receipt
 
 
 def _recover_losses(daemon: Daemon, source: str) -> None:

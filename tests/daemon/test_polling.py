@@ -97,6 +97,22 @@ def test_the_interval_counts_from_an_empty_answer_too(world, redis_client):
     assert not daemon.ledger.poll_due("spaaza")
 
 
+def test_no_listing_waits_for_the_count_of_the_receipts(world, redis_client, monkeypatch):
+    """They are counted again whenever Redis was started anew, and millions take minutes."""
+    world.only("spaaza")
+    daemon = world.daemon()
+    counted = []
+
+    def receipts(source):
+        counted.append((len(world.spaaza.requests("tasks")), redis_client.exists("lastcall:polling:spaaza")))
+        return iter(())
+
+    monkeypatch.setattr(daemon.archive, "receipts", receipts)
+    assert discover(daemon, "spaaza").result == "ok"
+    assert counted == [(1, 0)]
+    assert daemon.ledger.recovered("spaaza")
+
+
 def test_a_vendor_that_only_has_a_list_is_asked_for_no_single_job(world, redis_client):
     """Crayon: asking for one job would be a listing out of turn."""
     world.only("crayon")
