@@ -565,7 +565,10 @@ function commands.archived(id, object, bytes, unproven, seconds, downloaded, fou
   move(id, 'archived')
   local latency = math.max(0, now - tonumber(get(id, 'rd')))
   for _, bound in ipairs({ '1', '5', '15', '60', '300', '900', '3600', '14400', '86400', '604800', '+Inf' }) do
-    if bound == '+Inf' or latency <= tonumber(bound) then count('ready_to_archived', source .. '|' .. bound, 1) end
+    if bound == '+Inf' or latency <= tonumber(bound) then
+      count('ready_to_archived', source .. '|' .. bound, 1)
+      break
+    end
   end
   count('ready_to_archived_sum', source, num(latency))
   attempted(source, true)

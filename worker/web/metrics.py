@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from datetime import datetime
 
@@ -91,7 +92,8 @@ class _LedgerCollector(Collector):
         )
         buckets, sums = counters["ready_to_archived"], counters["ready_to_archived_sum"]
         for source in self._sources:
-            counts = [(bound, buckets.get(f"{source}|{bound}", 0)) for bound in _BOUNDS]
+            each = (buckets.get(f"{source}|{bound}", 0) for bound in _BOUNDS)
+            counts = list(zip(_BOUNDS, itertools.accumulate(each), strict=True))
             histogram.add_metric([source], counts, sum_value=sums.get(source, 0))
         return histogram
 
