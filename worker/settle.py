@@ -40,6 +40,7 @@ _LONGEST_WAIT_OVERDUE_SECONDS = 60.0
 _FIRST_PAUSE = timedelta(minutes=15)
 _BUCKET_PAUSE = timedelta(seconds=20)
 _LONGEST_PAUSE = timedelta(hours=6)
+_OPEN_AGAIN = timedelta(seconds=5)
 
 
 def settle(daemon: Daemon, claim: Claim, lease: Held, exc: LastcallError) -> str:
@@ -128,10 +129,12 @@ def pause_if_refused(daemon: Daemon, source: str, exc: LastcallError) -> None:
 
 def look_after_bucket(daemon: Daemon) -> None:
     """Open a ledger that was made anew, and go on after a refusal once the bucket refuses us no longer. Both wait while the
-    bucket is away; what else a tick does need not.
+    bucket is away; what else ticks do need not, so one in some seconds asks it.
     """
     try:
-        open_epoch(daemon)
+        _, is_open = daemon.ledger.epoch()
+        if not is_open and daemon.ledger.once("look:epoch", _OPEN_AGAIN):
+            open_epoch(daemon)
         pause = daemon.ledger.paused(None)
         if pause and pause.until <= daemon.ledger.now() and daemon.ledger.once("look:archive", timedelta(seconds=10)):
             daemon.archive.check()

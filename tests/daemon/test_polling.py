@@ -10,8 +10,10 @@ from worker.demo.embedded import wait_until
 from worker.demo.server import Content, Fault
 from worker.demo.spaaza import throttled
 from worker.discover import discover, look
+from worker.errors import ArchiveUnavailableError
 from worker.model import OutputId, OutputState
 from worker.polling import RUNS_KEPT
+from worker.settle import look_after_bucket
 
 PAUSE = timedelta(seconds=4)
 UNDER_WAY = timedelta(seconds=0.5)  # a call of the other worker that the vendor had before it refused this one
@@ -111,6 +113,22 @@ def test_no_listing_waits_for_the_count_of_the_receipts(world, redis_client, mon
     assert discover(daemon, "spaaza").result == "ok"
     assert counted == [(1, 0)]
     assert daemon.ledger.recovered("spaaza")
+
+
+def test_a_bucket_that_hangs_keeps_one_tick_and_not_each(world, monkeypatch):
+    """A new ledger waits for the bucket, and ticks come faster than a bucket times out: they would fill every thread."""
+    daemon = world.daemon()
+    asked = []
+
+    def hang(*_):
+        asked.append(daemon.ledger.epoch()[1])
+        look_after_bucket(daemon)  # the next tick comes meanwhile
+        raise ArchiveUnavailableError("S3 did not answer")
+
+    monkeypatch.setattr(daemon.archive, "begin_epoch", hang)
+    daemon.ledger.clear()
+    look_after_bucket(daemon)
+    assert asked == [False]
 
 
 def test_a_vendor_that_only_has_a_list_is_asked_for_no_single_job(world, redis_client):
