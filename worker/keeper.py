@@ -15,9 +15,8 @@ from worker.ledger import Claim, Ledger, Turn
 
 log = structlog.get_logger()
 
-_LOOK_SECONDS = (
-    1.0  # between two looks for a Redis that is away; it may come back older, and waits two for us to assert what we hold
-)
+# Between two looks for a Redis that is away: it may come back older, and then waits two seconds for us to assert what we hold.
+_LOOK_SECONDS = 1.0
 
 
 class Held:

@@ -13,9 +13,7 @@ from datetime import datetime, timedelta
 
 JITTER = 0.05  # of an interval, so that sources which began together do not stay in step
 QUIET_AFTER = timedelta(hours=25)  # idle: nothing ran and nothing came for so long; not even what comes every night
-SLOWEST = (
-    1.5  # intervals between listings of an idle source; the rest of the promised two is for ticks, queues and slow answers,
-)
+SLOWEST = 1.5  # intervals between listings of an idle source; the rest of the promised two is for ticks, queues, slow answers,
 _LEAST_SPARE = timedelta(seconds=5)  # and is at least so much
 SHORT_LIVES = 100  # a source whose outputs live for no more than so many intervals is never idle
 
