@@ -171,14 +171,14 @@ def _mark(*parts: object) -> bytes:
 
 def _check_receipts(daemon: Daemon, source: str, window: Window, found: SourceAudit) -> set[bytes]:
     """Compare each object with its receipt; gives the marks of the outputs that have one."""
-    objects = {_mark(*entry) for entry in _unless_stopped(daemon, daemon.archive.inventory(source, window.since, window.until))}
+    objects = {
+        _mark(*entry) for entry in daemon.keeper.unless_stopping(daemon.archive.inventory(source, window.since, window.until))
+    }
     kept: set[bytes] = set()
     # A receipt is written after its output was completed, so one that was written earlier is not in the window.
     written_since = window.since - _CLOCKS_DIFFER if window.since else None
-    for output, receipt in _together(
-        lambda output: _read_receipt(daemon, output), daemon.archive.receipts(source, written_since)
-    ):
-        _stop_if_asked(daemon)
+    receipts = _together(lambda output: _read_receipt(daemon, output), daemon.archive.receipts(source, written_since))
+    for output, receipt in daemon.keeper.unless_stopping(receipts):
         kept.add(_mark(output))
         if receipt is not None and not window.holds(receipt.completed_at):
             continue
@@ -213,17 +213,6 @@ def _together(read: Callable[[_T], _U], items: Iterable[_T], readers: int = _REA
     with ThreadPoolExecutor(max_workers=readers) as pool:
         while batch := list(itertools.islice(iterator, _READ_TOGETHER)):
             yield from pool.map(read, batch)
-
-
-def _unless_stopped(daemon: Daemon, items: Iterable[_T]) -> Iterator[_T]:
-    for item in items:
-        _stop_if_asked(daemon)
-        yield item
-
-
-def _stop_if_asked(daemon: Daemon) -> None:
-    if daemon.keeper.stopping:
-        raise StoppedError("the process is stopping")
 
 
 def _check_inventory(daemon: Daemon, listing: Listing, window: Window, kept: set[bytes], found: SourceAudit) -> set[bytes]:
@@ -337,7 +326,7 @@ def verify(daemon: Daemon, sources: Iterable[str], sample: int | None) -> Verifi
     """Read objects back and hash them against their receipts: all of them, or `sample` chosen at random."""
     outputs: Iterable[OutputId] = itertools.chain.from_iterable(daemon.archive.receipts(source) for source in sources)
     if sample is not None:
-        outputs = _chosen(_unless_stopped(daemon, outputs), sample)
+        outputs = _chosen(daemon.keeper.unless_stopping(outputs), sample)
     done = Verification()
     # Hashing and reading: one core each.
     for output, size, finding in _together(lambda output: _verify_one(daemon, output), outputs, readers=2):

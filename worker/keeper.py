@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
+from typing import TypeVar
 
 import structlog
 
@@ -14,6 +15,7 @@ from worker.errors import LeaseLostError, LedgerUnavailableError, StoppedError
 from worker.ledger import Claim, Ledger, Turn
 
 log = structlog.get_logger()
+_T = TypeVar("_T")
 
 # Between two looks for a Redis that is away: it may come back older, and then waits two seconds for us to assert what we hold.
 _LOOK_SECONDS = 1.0
@@ -114,6 +116,13 @@ class Keeper:
     def stopping(self) -> bool:
         """Whether the process was asked to stop."""
         return self._stop.is_set()
+
+    def unless_stopping(self, items: Iterable[_T]) -> Iterator[_T]:
+        """Give `items`. Raises `StoppedError` once the process was asked to stop."""
+        for item in items:
+            if self.stopping:
+                raise StoppedError("the process is stopping")
+            yield item
 
     def wait(self, seconds: float) -> bool:
         """Wait, or less long when the process is asked to stop. True: it is."""

@@ -602,9 +602,11 @@ function commands.complete_pass(source, epoch, began)
   return before
 end
 
--- begin_count SOURCE: the receipts are counted from nothing. Gives the count's name.
+-- begin_count SOURCE: the receipts are counted from nothing; until `recovered` follows, the next poll counts them again. Gives the
+-- count's name.
 function commands.begin_count(source)
   call('SREM', P .. 'recount', source)
+  call('SREM', P .. 'recovered', source)
   call('SET', P .. 'tally:' .. source, '0')
   call('INCR', P .. 'counting:' .. source)
   return counting(source)

@@ -6,13 +6,12 @@ with ``lastcall rebuild``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 
 import structlog
 
 from worker.daemon import Daemon
-from worker.errors import HeldError, StoppedError
+from worker.errors import HeldError
 from worker.model import JsonObject, Output, OutputId, OutputState, parse_timestamp, timestamp
 
 log = structlog.get_logger()
@@ -58,18 +57,11 @@ def recount(daemon: Daemon, source: str, epoch: str) -> None:
         return
     try:
         with daemon.keeper.keeping(turn):
-            daemon.ledger.count_receipts(source, _unless_stopped(daemon, daemon.archive.receipts(source)))
+            daemon.ledger.count_receipts(source, daemon.keeper.unless_stopping(daemon.archive.receipts(source)))
             if daemon.ledger.mark_recovered(source, epoch):
                 log.info("read back from the bucket", source=source)
     finally:
         daemon.ledger.end_turn(turn)
-
-
-def _unless_stopped(daemon: Daemon, receipts: Iterator[OutputId]) -> Iterator[OutputId]:
-    for receipt in receipts:
-        if daemon.keeper.stopping:
-            raise StoppedError("the process is stopping; the next poll counts again")
-        yield receipt
 
 
 def _recover_losses(daemon: Daemon, source: str) -> None:
