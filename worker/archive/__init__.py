@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import secrets
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -18,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import structlog
+from isal.isal_zlib import crc32
 
 from worker.archive.chain import Chain, Entry, breaks
 from worker.archive.keys import Layout, stamp
@@ -304,7 +304,7 @@ class Archive:
                 Key=key,
                 Body=body,
                 ContentType="application/json",
-                ChecksumCRC32=crc32_header(zlib.crc32(body)),
+                ChecksumCRC32=crc32_header(crc32(body)),
                 IfNoneMatch="*",
                 **keeping(self._bucket.settings, document=True),
             )

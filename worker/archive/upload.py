@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-import zlib
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from contextlib import suppress
@@ -18,6 +17,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import structlog
+from isal.isal_zlib import crc32
 
 from worker.archive.s3 import LOOK_SECONDS, Bucket, StandsError, VanishedError, answered
 from worker.archive.senders import Senders
@@ -220,7 +220,7 @@ class Upload:
                 part = _Part(len(self._parts) + 1)
         buffer, size = self._buffer, self._fill
         assert buffer is not None  # noqa: S101 - only a filled buffer is handed over
-        crc = zlib.crc32(buffer[:size], part.crc)
+        crc = crc32(buffer[:size], part.crc)
         block = self._make_room(buffer, size)
         self._buffer, self._fill = None, 0
         with self._changed:
@@ -427,7 +427,7 @@ class Upload:
         if self._buffer is not None:
             content = self._buffer[: self._fill]
         block = Block(len(content), buffer=content)
-        params = {**(self._attributes or {}), "ChecksumCRC32": crc32_header(zlib.crc32(content)), "IfNoneMatch": "*"}
+        params = {**(self._attributes or {}), "ChecksumCRC32": crc32_header(crc32(content)), "IfNoneMatch": "*"}
 
         def attempt() -> JsonObject:
             body = bytes(content) if len(content) <= _AT_ONCE_BYTES else Body(self._spool, [block])
