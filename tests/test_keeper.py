@@ -56,6 +56,32 @@ def nobody_claims(url: str, within_seconds: float) -> bool:
     return False
 
 
+class _Defective(Ledger):
+    """One whose first word of life meets what nobody foresaw."""
+
+    failures = 0
+
+    def stamp_worker(self, slots: int) -> None:
+        self.failures += 1
+        if self.failures == 2:  # the first is said by `start` itself
+            raise ZeroDivisionError
+        super().stamp_worker(slots)
+
+
+def test_a_defect_does_not_end_the_heartbeat(redis_url: str) -> None:
+    ledger = _Defective(redis_url, lease=LEASE, worker="w1")
+    ledger.open_epoch(ledger.epoch()[0], timedelta(0))
+    keeper = Keeper(ledger, threading.Event(), slots=4, grace=timedelta(seconds=0.3))
+    keeper.start()
+    try:
+        with keeper.holding(owe_and_claim(ledger)) as held:
+            assert nobody_claims(redis_url, 3 * LEASE.total_seconds())
+            held.check()
+        assert ledger.failures > 2
+    finally:
+        keeper.end()
+
+
 def test_what_is_held_stays_held_far_longer_than_a_lease(ledger: Ledger, keeper: Keeper, redis_url: str) -> None:
     keeper.start()
     with keeper.holding(owe_and_claim(ledger)) as held:

@@ -185,3 +185,5 @@ class Keeper:
             except LedgerUnavailableError as exc:
                 pause = min(every, _LOOK_SECONDS)
                 log.warning("ledger unreachable; what is held goes on", error=str(exc), held=len(held))
+            except Exception:  # a defect: the next beat may succeed, and without any all that is held would be lost unheard
+                log.exception("defect in the heartbeat", held=len(held))
