@@ -188,6 +188,9 @@ def _download(daemon: Daemon, claim: Claim, lease: Held, link: Link, standing: l
     output, source = claim.output, daemon.sources[claim.output.id.source]
     check_url(link.url, daemon.settings.sources[output.id.source])  # what will not be asked for is not spent
     number = _spend(daemon, claim, lease, link)
+    # Asserted again in a ledger made anew, which does not know whether somebody had taken it over before that.
+    if lease.fence != claim.fence and (standing_receipt := daemon.archive.receipt(output.id)):
+        return _Done(standing_receipt)
     algorithm = output.checksum.algorithm if output.checksum else None
 
     was_refused = threading.Event()
