@@ -151,6 +151,10 @@ def test_two_outputs_of_one_id_are_told_and_the_first_is_kept(hostile_world, ven
     assert poll(daemon) == "ok"
     drain(daemon)
     assert {name: state for name, (state, _) in states(daemon).items()} == {"same": "archived", "other": "archived"}
+    warnings = [
+        warning for job in daemon.sources["bad"].jobs(daemon.ledger.now() - timedelta(days=1)) for warning in job.warnings
+    ]
+    assert "job 1: two outputs have the id 'same'; the first alone is archived" in warnings
     assert daemon.ledger.counters()["oddities"] == {"bad": 1}
 
 
