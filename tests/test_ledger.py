@@ -896,7 +896,7 @@ def test_what_was_archived_is_remembered_by_time_for_a_day(ledger: Ledger, clock
     clock.wait(2 * 86_400)
     ledger.archived(owe(ledger, "late")[0].id, "key", 1, unproven=False)
     assert [slot.outputs for slot in ledger.flow("acme") if slot.outputs] == [1]
-    assert ledger._redis.hlen("lastcall:flow:acme") == 2
+    assert ledger._keys._redis.hlen("lastcall:flow:acme") == 2
 
 
 def test_the_last_archives_of_all_sources_are_remembered_newest_first(ledger: Ledger, clock: Clock) -> None:
@@ -1444,7 +1444,7 @@ def test_the_pace_of_a_source_holds_over_all_processes(redis_url: str) -> None:
 
 
 def test_turns_are_given_exactly_one_interval_apart(ledger: Ledger) -> None:
-    waits = [float(ledger._run("pace", "acme", 0.25, 30)) for _ in range(5)]
+    waits = [float(ledger._keys.run("pace", "acme", 0.25, 30)) for _ in range(5)]
     assert waits == pytest.approx([0, 0.25, 0.5, 0.75, 1.0])
 
 

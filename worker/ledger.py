@@ -1,8 +1,6 @@
-"""Redis: what is owed, claimed, held and lost, and what workers share. Losing it costs repeated listing, never data.
+"""Redis: what is owed, claimed, held and lost, and who does what now. Losing it costs repeated listing, never data.
 
-Everything that must be atomic is in ``ledger.lua``; here are its callers, the reading side (status, outputs, metrics), and
-what workers of one source share (`Shared`: pace, hush, token). Redis time rules, so hosts need not agree on the clock.
-No redis exception leaves: it becomes `LedgerUnavailableError`.
+Everything that must be atomic is in ``ledger.lua``; here are its callers, and the reading side (status, outputs, metrics).
 """
 
 from __future__ import annotations
@@ -10,36 +8,21 @@ from __future__ import annotations
 import itertools
 import json
 import secrets
-import ssl
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from hashlib import blake2b
-from importlib import resources
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
-import redis
-from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
-from redis.retry import Retry
-from redis.sentinel import Sentinel
-
-from worker import redis_address
-from worker.errors import LeaseLostError, LedgerUnavailableError, OutputGoneError, StoppedError, ThrottledError
-from worker.model import Checksum, JsonObject, Output, OutputId, OutputState, parse_timestamp, timestamp
+from worker.documents import Documents
+from worker.errors import LeaseLostError, OutputGoneError
+from worker.keyspace import PREFIX, Keyspace, epoch_seconds, instant
+from worker.model import JsonObject, Output, OutputId, OutputState, parse_timestamp, timestamp
+from worker.shared import SharedState, hushed_error
 
 _T = TypeVar("_T")
 
-PREFIX = "lastcall:"
-_SCRIPT = resources.files("worker").joinpath("ledger.lua").read_text(encoding="utf-8")
-_WORDS_ID_BYTES = 6
-_MOST_WORDS = 4096
-_CALL_MAY_WAIT_SECONDS = 30.0
-_LOG_IN_TURN_MS = 60_000
-_PATIENCE_SECONDS = 4.0
 _WORKER_ALIVE_SECONDS = 15.0
 _BEAT_WITHIN = timedelta(seconds=15)
 _MOST_ALERTS = 200
@@ -183,120 +166,6 @@ class Pause:
     fingerprint: str
 
 
-def _seconds(at: datetime) -> str:
-    return f"{at.timestamp():.6f}".rstrip("0").rstrip(".")  # Redis keeps a whole number in a few bytes
-
-
-def _instant(text: bytes | str | float | None) -> datetime | None:
-    return None if text is None or text in (b"", "") else datetime.fromtimestamp(float(text), UTC)
-
-
-def _document(output: Output) -> bytes:
-    """Write what `Output` holds beside its id and its times; most of it is the vendor's document."""
-    document = {
-        "f": output.filename,
-        "s": output.size,
-        "k": [output.checksum.algorithm, output.checksum.value] if output.checksum else None,
-        "t": output.content_type,
-        "d": output.downloads,
-        "j": output.job,
-    }
-    return json.dumps(document, separators=(",", ":"), sort_keys=True).encode()
-
-
-def _pack(document: bytes, words: bytes) -> bytes:
-    """Compress a document with `words` that the reader has too: one document of a source says most of what the next one says.
-
-    It begins with an id of the words, as ledger.lua knows.
-    """
-    packer = zlib.compressobj(9, wbits=-zlib.MAX_WBITS, zdict=words)
-    return blake2b(words, digest_size=_WORDS_ID_BYTES).digest() + packer.compress(document) + packer.flush()
-
-
-def _unpack(identity: str, fields: Mapping[bytes, bytes], packed: bytes, words: bytes) -> Output:
-    document = json.loads(zlib.decompressobj(wbits=-zlib.MAX_WBITS, zdict=words).decompress(packed[_WORDS_ID_BYTES:]))
-    checksum = document["k"]
-    return Output(
-        id=OutputId.parse(identity),
-        completed_at=datetime.fromtimestamp(float(fields[b"rd"]), UTC),
-        deadline=datetime.fromtimestamp(float(fields[b"dl"]), UTC),
-        filename=document["f"],
-        size=document["s"],
-        checksum=Checksum(algorithm=checksum[0], value=checksum[1]) if checksum else None,
-        content_type=document["t"],
-        downloads=document["d"],
-        job=document["j"],
-    )
-
-
-@contextmanager
-def _edge() -> Iterator[None]:
-    try:
-        yield
-    except (redis.ConnectionError, redis.TimeoutError) as exc:
-        if isinstance(exc.__cause__ or exc.__context__, ssl.SSLError):
-            raise LedgerUnavailableError(
-                "Redis: TLS failed, or its certificate is not trusted; see ssl_ca_certs of redis_url"
-            ) from exc
-        raise LedgerUnavailableError(f"Redis: no answer ({type(exc).__name__}); does it run, and is redis_url right?") from exc
-    except redis.RedisError as exc:
-        raise LedgerUnavailableError(f"Redis: {type(exc).__name__}") from exc
-
-
-class _Patience(Retry):
-    """Tries a command again, at least once and then for `_PATIENCE_SECONDS`: a connection that died is noticed and replaced.
-
-    redis-py tries each connection again inside each try of a command, which makes minutes of a Redis that hangs.
-    """
-
-    _inside = threading.local()
-
-    def call_with_retry(
-        self,
-        do: Callable[[], _T],
-        fail: Callable[..., Any],
-        is_retryable: Callable[[Exception], bool] | None = None,
-        with_failure_count: bool = False,  # noqa: FBT001, FBT002 - redis-py's signature
-    ) -> _T:
-        """Do it, as `Retry` does."""
-        if getattr(self._inside, "trying", False):
-            return do()
-        self._inside.trying = True
-        began = time.monotonic()
-
-        def tell(error: Exception, failures: int) -> None:
-            fail(error, failures) if with_failure_count else fail(error)
-            if failures > 1 and time.monotonic() - began > _PATIENCE_SECONDS:
-                raise error
-
-        try:
-            return super().call_with_retry(do, tell, is_retryable, with_failure_count=True)
-        finally:
-            self._inside.trying = False
-
-
-def connect(url: str, **changes: Any) -> Any:  # redis-py types every reply as bytes or str, whichever it is asked for
-    """Give a client that notices half-open connections and comes back by itself (docs/decisions: FACTS 4).
-
-    Its forms are those of `redis_address.read`; sentinels are asked anew for each connection where the master is.
-    """
-    options: dict[str, Any] = {
-        "socket_timeout": 5,
-        "socket_connect_timeout": 3,
-        "socket_keepalive": True,
-        "health_check_interval": 5,
-        "retry": _Patience(ExponentialWithJitterBackoff(base=0.05, cap=1), 3),
-        **changes,
-    }
-    address = redis_address.read(url)
-    options |= {"username": address.username, "password": address.password, "db": address.database, **address.tls_options()}
-    if address.master is None:
-        ((host, port),) = address.hosts
-        return redis.Redis(host=host, port=port, **options)
-    sentinels = Sentinel(address.hosts, sentinel_kwargs=address.sentinel_options())  # type: ignore[no-untyped-call]
-    return sentinels.master_for(address.master, **options)  # type: ignore[no-untyped-call]
-
-
 class Ledger:
     """The ledger. Thread-safe; every method may raise `LedgerUnavailableError`, and nothing else from Redis.
 
@@ -304,33 +173,18 @@ class Ledger:
     """
 
     def __init__(self, url: str, *, lease: timedelta, worker: str, clock: Callable[[], float] | None = None) -> None:
-        self._url = url
-        self._redis = connect(url)
-        self._script = self._redis.register_script(_SCRIPT)
-        self._clock = clock
-        self._words: dict[str, bytes] = {}  # of each source, to write documents with
-        self._words_read: dict[tuple[str, bytes], bytes] = {}
+        self._keys = Keyspace(url, clock=clock)
+        self._documents = Documents(self._keys)
         self.lease_seconds = lease.total_seconds()
         self.worker = worker
 
-    def _run(self, command: str, *arguments: str | bytes | float) -> Any:
-        now = "" if self._clock is None else f"{self._clock():.6f}"
-        with _edge():
-            return self._script(args=[command, now, *arguments])
-
     def now(self) -> datetime:
         """The ledger's time."""
-        if self._clock is not None:
-            return datetime.fromtimestamp(self._clock(), UTC)
-        with _edge():
-            seconds, micros = self._redis.time()
-        return datetime.fromtimestamp(seconds + micros / 1e6, UTC)
+        return self._keys.now()
 
     def ping(self) -> None:
         """Return when Redis answers. Says within seconds when it does not, so that a person need not wait."""
-        quick = connect(self._url, socket_timeout=2, socket_connect_timeout=2, retry=_Patience(NoBackoff(), 0))
-        with _edge(), quick:
-            quick.ping()
+        self._keys.ping()
 
     # --- epochs ------------------------------------------------------------------------------------------------------
 
@@ -338,26 +192,26 @@ class Ledger:
         """Give the ledger's epoch, and whether claims are (or will be) given. It is made now if there is none, or if another
         server than the one that began it has the ledger now: that one may have forgotten what its predecessor was told last.
         """
-        identity, open_at = self._run("begin", secrets.token_hex(8))
+        identity, open_at = self._keys.run("begin", secrets.token_hex(8))
         return str(identity.decode()), bool(open_at)
 
     def open_epoch(self, epoch: str, delay: timedelta) -> bool:
         """Let claims begin `delay` from now. After a loss that is one lease, so that workers can assert what they hold."""
-        return bool(self._run("open", epoch, delay.total_seconds()))
+        return bool(self._keys.run("open", epoch, delay.total_seconds()))
 
     def claims_given(self) -> bool:
         """Whether claims are given now: not before a new ledger was opened, and not while holders have yet to speak up."""
-        with _edge():
-            open_at = _instant(self._redis.hget(f"{PREFIX}epoch", "open_at"))
+        with self._keys.calls() as redis:
+            open_at = instant(redis.hget(f"{PREFIX}epoch", "open_at"))
         return open_at is not None and open_at <= self.now()
 
     def clear(self) -> None:
         """Drop everything that is lastcall's own, as FLUSHALL would (for ``rebuild``)."""
-        self._run("clear")
+        self._keys.run("clear")
 
     def recovered(self, source: str) -> bool:
         """Whether what the bucket knows of `source` was read back in this epoch, and the count of its receipts is sure."""
-        with _edge(), self._redis.pipeline() as pipe:
+        with self._keys.pipeline() as pipe:
             pipe.sismember(PREFIX + "recovered", source)
             pipe.sismember(PREFIX + "recount", source)
             recovered, doubtful = pipe.execute()
@@ -365,7 +219,7 @@ class Ledger:
 
     def mark_recovered(self, source: str, epoch: str) -> bool:
         """Say that what the bucket knows of `source` was read back in `epoch`. False when another one has begun meanwhile."""
-        return bool(self._run("recovered", source, epoch))
+        return bool(self._keys.run("recovered", source, epoch))
 
     def count_receipts(self, source: str, outputs: Iterable[OutputId]) -> None:
         """Count the receipts of `source` anew; `outputs` is a listing of the bucket that begins now.
@@ -373,42 +227,21 @@ class Ledger:
         Those that are archived meanwhile are counted once. The number is shown when all are counted; a count that broke off
         is made good by the next one.
         """
-        count = self._run("begin_count", source)
+        count = self._keys.run("begin_count", source)
         for batch in _batches(map(str, outputs)):
-            self._run("counted", source, count, *batch)
-        self._run("end_count", source, count)
+            self._keys.run("counted", source, count, *batch)
+        self._keys.run("end_count", source, count)
 
     # --- what a listing says -----------------------------------------------------------------------------------------
 
     def states(self, outputs: Iterable[OutputId]) -> dict[OutputId, OutputState | None]:
         """Give the state of each output, None where the ledger does not know it."""
         wanted = list(outputs)
-        with _edge(), self._redis.pipeline(transaction=False) as pipe:
+        with self._keys.pipeline(transaction=False) as pipe:
             for output in wanted:
                 pipe.hget(f"{PREFIX}o:{output}", "st")
             found = pipe.execute()
         return {output: OutputState(state.decode()) if state else None for output, state in zip(wanted, found, strict=True)}
-
-    def _facts(self, output: Output) -> tuple[str, str, bytes, bytes, str, str | int]:
-        document, source = _document(output), output.id.source
-        words = self._words.get(source)
-        if words is None:  # those of another process, else this very document: the next ones will be much like it
-            with _edge():
-                found = self._redis.hvals(f"{PREFIX}words:{source}")
-            words = self._words[source] = found[0] if found else document[:_MOST_WORDS]
-        size = "" if output.size is None else output.size
-        return str(output.id), _seconds(output.deadline), _pack(document, words), words, _seconds(output.completed_at), size
-
-    def _words_of(self, source: str, packed: bytes) -> bytes:
-        """Give the words that a document was packed with."""
-        identity = (source, packed[:_WORDS_ID_BYTES])
-        if identity not in self._words_read:
-            with _edge():
-                found = self._redis.hget(f"{PREFIX}words:{source}", identity[1])
-            if found is None:
-                raise LedgerUnavailableError("Redis: emptied while it was read")
-            self._words_read[identity] = found
-        return self._words_read[identity]
 
     def listed(self, outputs: Iterable[OutputId]) -> dict[OutputId, OutputState | None]:
         """Write down that a listing shows these outputs, and give the state of each, None where the ledger does not know it.
@@ -417,7 +250,7 @@ class Ledger:
         """
         found: dict[OutputId, OutputState | None] = {}
         for batch in _batches(outputs):
-            states = self._run("listed", *map(str, batch))
+            states = self._keys.run("listed", *map(str, batch))
             found |= {
                 output: OutputState(state.decode()) if state else None for output, state in zip(batch, states, strict=True)
             }
@@ -437,26 +270,26 @@ class Ledger:
         for batch in _batches(outputs):
             arguments: list[str | bytes | int] = []
             for output, recheck in batch:
-                arguments += [*self._facts(output), int(output.gone is None), int(recheck)]
-            before += [state.decode() for state in self._run("owe", *arguments)]
+                arguments += [*self._documents.facts(output), int(output.gone is None), int(recheck)]
+            before += [state.decode() for state in self._keys.run("owe", *arguments)]
         return before
 
     def note_empty(self, output: Output) -> bool:
         """Write down that a job finished and produced nothing. True when that is new."""
-        return bool(self._run("note_empty", *self._facts(output)) == b"")
+        return bool(self._keys.run("note_empty", *self._documents.facts(output)) == b"")
 
     def adopt(self, output: Output, key: str) -> bool:
         """Write down that a receipt stands already. True when that is new."""
-        return bool(self._run("adopt", *self._facts(output), key))
+        return bool(self._keys.run("adopt", *self._documents.facts(output), key))
 
     def known_lost(self, output: Output, reason: str, acknowledged: str | None) -> None:
         """Write down a loss read back from the bucket."""
-        self._run("known_lost", *self._facts(output), reason, acknowledged or "")
+        self._keys.run("known_lost", *self._documents.facts(output), reason, acknowledged or "")
 
     def forget(self, source: str, before: datetime) -> int:
         """Drop the records of archived outputs that no listing has shown since `before`."""
         total = 0
-        while dropped := int(self._run("forget", source, _seconds(before))):
+        while dropped := int(self._keys.run("forget", source, epoch_seconds(before))):
             total += dropped
         return total
 
@@ -465,12 +298,12 @@ class Ledger:
     def claim(self, slots: Mapping[str, int]) -> Claim | None:
         """Lease the most urgent output that may be claimed now, over all sources of `slots` (source → most at once)."""
         asked_at = time.monotonic()
-        reply = self._run("claim", self.worker, self.lease_seconds, *_flat(slots))
+        reply = self._keys.run("claim", self.worker, self.lease_seconds, *_flat(slots))
         if not reply:
             return None
         identity, fence = reply[0].decode(), reply[1].decode()
         fields: dict[bytes, bytes] = dict(zip(reply[4::2], reply[5::2], strict=True))
-        output = _unpack(identity, fields, reply[2], reply[3])
+        output = self._documents.read(identity, fields, reply[2], words=reply[3])
         attempts = int(fields.get(b"at", 0))
         return Claim(
             output=output,
@@ -485,7 +318,7 @@ class Ledger:
 
     def wakeups(self, slots: Mapping[str, int], queue: str) -> int:
         """How many messages are missing in `queue`, so that every free slot that could claim something is woken."""
-        return int(self._run("wakeups", queue, self.lease_seconds, *_flat(slots)))
+        return int(self._keys.run("wakeups", queue, self.lease_seconds, *_flat(slots)))
 
     def renew(self, claims: list[tuple[Output, str]]) -> list[str]:
         """Prolong the leases of (output, fence); gives each one's fence, which is new after an epoch, or ``""`` when lost."""
@@ -493,9 +326,9 @@ class Ledger:
         for batch in _batches(claims):
             arguments: list[str | bytes | int] = []
             for output, fence in batch:
-                identity, *facts = self._facts(output)
+                identity, *facts = self._documents.facts(output)
                 arguments += [identity, fence, *facts]
-            renewed = self._run("renew", secrets.token_hex(8), self.lease_seconds, self.worker, *arguments)
+            renewed = self._keys.run("renew", secrets.token_hex(8), self.lease_seconds, self.worker, *arguments)
             fences += [fence.decode() for fence in renewed]
         return fences
 
@@ -516,79 +349,75 @@ class Ledger:
         a download that went well is counted. `found`: it, or its object, stood before, so it may be counted already.
         """
         took = "" if seconds is None else seconds
-        return bool(self._run("archived", str(output), key, size, int(unproven), took, int(downloaded), int(found)))
+        return bool(self._keys.run("archived", str(output), key, size, int(unproven), took, int(downloaded), int(found)))
 
     def again(self, output: OutputId, fence: str, not_before: datetime, error: str, *, lost_seconds: float = 0.0) -> bool:
         """Settle: a passing fault; owed again, not before `not_before`. False when the lease is no longer ours.
 
         `lost_seconds`: how long the source's own fault kept a slot from others; then it yields to them (`rooms` in ledger.lua).
         """
-        return bool(self._run("again", str(output), fence, _seconds(not_before), error, round(lost_seconds, 3)))
+        return bool(self._keys.run("again", str(output), fence, epoch_seconds(not_before), error, round(lost_seconds, 3)))
 
     def release(self, output: OutputId, fence: str) -> bool:
         """Settle: given back untried. False when the lease is no longer ours."""
-        return bool(self._run("again", str(output), fence, 0, "", 0))
+        return bool(self._keys.run("again", str(output), fence, 0, "", 0))
 
     def hold(self, output: OutputId, fence: str, error: str) -> bool:
         """Settle: a person is needed. False when the lease is no longer ours."""
-        return bool(self._run("hold", str(output), fence, error))
+        return bool(self._keys.run("hold", str(output), fence, error))
 
     def gone(self, output: OutputId, fence: str, error: OutputGoneError) -> bool:
         """Settle an explicit gone answer. True when it makes the output lost: write the event, then call `lose`."""
-        verdict = self._run(
+        verdict = self._keys.run(
             "gone", str(output), fence, error.answers, error.over.total_seconds(), int(error.lost_at_deadline), str(error)
         )
         return int(verdict) == 1
 
     def other_answer(self, output: OutputId, fence: str) -> None:
         """The vendor answered something else than gone: explicit gone answers are counted anew."""
-        self._run("other_answer", str(output), fence)
+        self._keys.run("other_answer", str(output), fence)
 
     def lose(self, output: OutputId, fence: str, reason: str, error: str) -> bool:
         """Settle: lost; its event is in the bucket already. False when the lease is no longer ours."""
-        return bool(self._run("lose", str(output), fence, reason, error))
+        return bool(self._keys.run("lose", str(output), fence, reason, error))
 
     def spend(self, output: OutputId, fence: str, number: int | None = None) -> int:
         """Count a download that is about to be made; `number` where the vendor counts. Raises `LeaseLostError`, or
         `ThrottledError` where the vendor has asked us to slow down since the output was claimed.
         """
-        spent, hushed = self._run("spend", str(output), fence, "" if number is None else number)
+        spent, hushed = self._keys.run("spend", str(output), fence, "" if number is None else number)
         if spent < 0:
             raise LeaseLostError(f"{output}: the lease ended before the download")
         if float(hushed) < 0:
-            raise self._hushed(output.source, float(hushed))
+            raise hushed_error(self._keys, output.source, float(hushed))
         return int(spent)
-
-    def _hushed(self, source: str, wait: float) -> ThrottledError:
-        until = self.now() + timedelta(seconds=-wait)
-        return ThrottledError(f"{source}: no call before {timestamp(until)}", not_before=until)
 
     # --- by hand -----------------------------------------------------------------------------------------------------
 
     def retry(self, output: OutputId) -> str:
         """Put a held, lost or waiting output back to owed, at once. Gives the state it was in, ``""`` when unknown."""
-        before: bytes = self._run("retry", str(output))
+        before: bytes = self._keys.run("retry", str(output))
         return before.decode()
 
     def acknowledge(self, output: OutputId, reason: str) -> str:
         """Explain a loss. Gives the state the output is in, ``""`` when unknown."""
-        state: bytes = self._run("acknowledge", str(output), reason)
+        state: bytes = self._keys.run("acknowledge", str(output), reason)
         return state.decode()
 
     def watch(self, source: str, job_id: str) -> None:
         """Ask for this job at each poll, though no listing shows it."""
-        with _edge():
-            self._redis.hsetnx(f"{PREFIX}watched:{source}", job_id, timestamp(self.now()))
+        with self._keys.calls() as redis:
+            redis.hsetnx(f"{PREFIX}watched:{source}", job_id, timestamp(self.now()))
 
     def unwatch(self, source: str, job_id: str) -> None:
         """Ask for it no more."""
-        with _edge():
-            self._redis.hdel(f"{PREFIX}watched:{source}", job_id)
+        with self._keys.calls() as redis:
+            redis.hdel(f"{PREFIX}watched:{source}", job_id)
 
     def watched(self, source: str) -> dict[str, datetime]:
         """The watched jobs of `source`, each with when watching began."""
-        with _edge():
-            found = self._redis.hgetall(f"{PREFIX}watched:{source}")
+        with self._keys.calls() as redis:
+            found = redis.hgetall(f"{PREFIX}watched:{source}")
         return {job.decode(): parse_timestamp(since.decode()) for job, since in found.items()}
 
     # --- polls -------------------------------------------------------------------------------------------------------
@@ -602,7 +431,7 @@ class Ledger:
         """
         token = secrets.token_hex(8)
         wait = wait or every
-        taken = self._run("poll_turn", source, token, int(self.lease_seconds * 1000), _interval_ms(wait), int(by_hand))
+        taken = self._keys.run("poll_turn", source, token, int(self.lease_seconds * 1000), _interval_ms(wait), int(by_hand))
         if not taken:
             return None
         return PollTurn(name=f"polling:{source}", token=token, source=source, every=every, wait=wait, taken_at=time.monotonic())
@@ -610,59 +439,59 @@ class Ledger:
     def stamp_poll_turn(self, turn: PollTurn) -> None:
         """The first answer of the listing has come: the interval counts from now, the wait from when the turn was taken."""
         left = max(turn.every, turn.wait - timedelta(seconds=time.monotonic() - turn.taken_at))
-        with _edge():
-            self._redis.set(f"{PREFIX}polled:{turn.source}", turn.token, px=_interval_ms(left))
+        with self._keys.calls() as redis:
+            redis.set(f"{PREFIX}polled:{turn.source}", turn.token, px=_interval_ms(left))
 
     def keep_turn(self, turn: Turn) -> None:
         """Say that what the turn is for goes on. Changes nothing once the turn has ended, or is somebody else's."""
-        self._run("keep", turn.name, turn.token, int(self.lease_seconds * 1000))
+        self._keys.run("keep", turn.name, turn.token, int(self.lease_seconds * 1000))
 
     def end_poll_turn(self, turn: PollTurn, result: str, detail: JsonObject) -> None:
         """The listing ended. `result`: ``ok`` or one word for the metric; `detail` goes to ``status``."""
         self.end_turn(turn)
-        with _edge(), self._redis.pipeline() as pipe:
+        with self._keys.pipeline() as pipe:
             pipe.hset(
                 f"{PREFIX}poll:{turn.source}",
-                mapping={"at": _seconds(self.now()), "result": result, "detail": json.dumps(detail)},
+                mapping={"at": epoch_seconds(self.now()), "result": result, "detail": json.dumps(detail)},
             )
             pipe.hincrbyfloat(f"{PREFIX}m:polls", f"{turn.source}|{result}", 1)
             pipe.execute()
 
     def poll_due(self, source: str) -> bool:
         """Whether `take_poll_turn` would give the turn now."""
-        with _edge():
-            return not self._redis.exists(f"{PREFIX}polled:{source}", f"{PREFIX}polling:{source}")
+        with self._keys.calls() as redis:
+            return not redis.exists(f"{PREFIX}polled:{source}", f"{PREFIX}polling:{source}")
 
     def complete_pass(self, source: str, epoch: str, began: datetime) -> datetime | None:
         """Remember that a pass which began then saw the whole window. Gives when the one before it began.
 
         Changes nothing when `epoch` is over: what the pass wrote is lost, and the next one is the first.
         """
-        return _instant(self._run("complete_pass", source, epoch, _seconds(began)))
+        return instant(self._keys.run("complete_pass", source, epoch, epoch_seconds(began)))
 
     def is_first_pass(self, source: str) -> bool:
         """Whether no pass of `source` was completed in this epoch: what it finds may have been downloaded before."""
-        with _edge():
-            return not self._redis.hexists(f"{PREFIX}pass", source)
+        with self._keys.calls() as redis:
+            return not redis.hexists(f"{PREFIX}pass", source)
 
     def note_running(self, source: str, jobs: set[str]) -> dict[str, datetime]:
         """Say which jobs of `source` run now; gives since when each does. Those that are not named run no more."""
         name = f"{PREFIX}running:{source}"
         now = self.now()
         since = {job: first for job, (first, _) in self.running(source).items()}
-        with _edge(), self._redis.pipeline() as pipe:
+        with self._keys.pipeline() as pipe:
             if ended := since.keys() - jobs:
                 pipe.hdel(name, *ended)
             if jobs:
-                pipe.hset(name, mapping={job: f"{_seconds(since.get(job, now))} {_seconds(now)}" for job in jobs})
-                pipe.set(f"{PREFIX}busy:{source}", _seconds(now))
+                pipe.hset(name, mapping={job: f"{epoch_seconds(since.get(job, now))} {epoch_seconds(now)}" for job in jobs})
+                pipe.set(f"{PREFIX}busy:{source}", epoch_seconds(now))
             pipe.execute()
         return {job: since.get(job, now) for job in jobs}
 
     def running(self, source: str) -> dict[str, tuple[datetime, datetime]]:
         """Give the jobs of `source` that ran when they were last asked for: since when, and when that was."""
-        with _edge():
-            found = self._redis.hgetall(f"{PREFIX}running:{source}")
+        with self._keys.calls() as redis:
+            found = redis.hgetall(f"{PREFIX}running:{source}")
         spans = {job.decode(): [float(at) for at in seen.split()] for job, seen in found.items()}
         return {
             job: (datetime.fromtimestamp(seen[0], UTC), datetime.fromtimestamp(seen[-1], UTC)) for job, seen in spans.items()
@@ -670,25 +499,25 @@ class Ledger:
 
     def note_run(self, source: str, job: str, since: datetime, *, ended: bool) -> None:
         """Say of one job, outside a listing, that it runs still, or no more."""
-        with _edge():
+        with self._keys.calls() as redis:
             if ended:
-                self._redis.hdel(f"{PREFIX}running:{source}", job)
+                redis.hdel(f"{PREFIX}running:{source}", job)
             else:
-                self._redis.hset(f"{PREFIX}running:{source}", job, f"{_seconds(since)} {_seconds(self.now())}")
+                redis.hset(f"{PREFIX}running:{source}", job, f"{epoch_seconds(since)} {epoch_seconds(self.now())}")
 
     def learn_runs(self, source: str, seconds: list[float], most: int) -> list[float]:
         """Remember how long jobs ran; gives the last `most`, the newest last."""
         name = f"{PREFIX}ran:{source}"
-        with _edge():
-            known = [float(run) for run in (self._redis.get(name) or b"").split()]
+        with self._keys.calls() as redis:
+            known = [float(run) for run in (redis.get(name) or b"").split()]
             runs = [*known, *seconds][-most:]
             if seconds:
-                self._redis.set(name, " ".join(f"{run:.1f}" for run in runs))
+                redis.set(name, " ".join(f"{run:.1f}" for run in runs))
         return runs
 
     def plan_looks(self, source: str, looks: list[tuple[str, datetime]]) -> None:
         """Plan which running jobs are asked for before the next listing, and when; what was planned before is off."""
-        with _edge(), self._redis.pipeline() as pipe:
+        with self._keys.pipeline() as pipe:
             pipe.delete(f"{PREFIX}looks:{source}")
             if looks:
                 plan = {f"{number} {job}": at.timestamp() for number, (job, at) in enumerate(looks)}
@@ -697,24 +526,24 @@ class Ledger:
 
     def looks_due(self, sources: Iterable[str]) -> list[str]:
         """Give the sources of which `take_looks` would give jobs now."""
-        return [source.decode() for source in self._run("looks_due", *sources)]
+        return [source.decode() for source in self._keys.run("looks_due", *sources)]
 
     def take_looks(self, source: str) -> list[str]:
         """Take the jobs that are to be asked for now; nobody else gets them."""
-        return list(dict.fromkeys(job.decode() for job in self._run("take_looks", source)))
+        return list(dict.fromkeys(job.decode() for job in self._keys.run("take_looks", source)))
 
     def note_busy(self, source: str) -> None:
         """Something new came."""
-        with _edge():
-            self._redis.set(f"{PREFIX}busy:{source}", _seconds(self.now()))
+        with self._keys.calls() as redis:
+            redis.set(f"{PREFIX}busy:{source}", epoch_seconds(self.now()))
 
     def quiet(self, source: str) -> timedelta:
         """For how long nothing ran and nothing new came, as far as this ledger remembers."""
         now = self.now()
-        with _edge():
-            busy_at = _instant(self._redis.get(f"{PREFIX}busy:{source}"))
+        with self._keys.calls() as redis:
+            busy_at = instant(redis.get(f"{PREFIX}busy:{source}"))
             if busy_at is None:
-                self._redis.set(f"{PREFIX}busy:{source}", _seconds(now))
+                redis.set(f"{PREFIX}busy:{source}", epoch_seconds(now))
         return now - busy_at if busy_at else timedelta(0)
 
     # --- proofs ------------------------------------------------------------------------------------------------------
@@ -722,21 +551,21 @@ class Ledger:
     def take_turn(self, name: str) -> Turn | None:
         """Take the turn `name`, or None: another worker has it."""
         turn = Turn(name=name, token=secrets.token_hex(8))
-        return turn if self._run("take", turn.name, turn.token, int(self.lease_seconds * 1000)) else None
+        return turn if self._keys.run("take", turn.name, turn.token, int(self.lease_seconds * 1000)) else None
 
     def end_turn(self, turn: Turn) -> None:
         """Give the turn back, unless it ended by itself and is somebody else's now."""
-        self._run("drop", turn.name, turn.token)
+        self._keys.run("drop", turn.name, turn.token)
 
     def turn_free(self, name: str) -> bool:
         """Whether `take_turn` would give it now."""
-        with _edge():
-            return not self._redis.exists(PREFIX + name)
+        with self._keys.calls() as redis:
+            return not redis.exists(PREFIX + name)
 
     def proofs(self, names: Iterable[str]) -> dict[str, ProofState]:
         """What is known of each of these proofs, in one round trip."""
         wanted = list(names)
-        with _edge(), self._redis.pipeline(transaction=False) as pipe:
+        with self._keys.pipeline(transaction=False) as pipe:
             for name in wanted:
                 pipe.hgetall(f"{PREFIX}proof:{name}")
             found = pipe.execute()
@@ -744,19 +573,19 @@ class Ledger:
 
     def note_proof(self, name: str, state: ProofState) -> None:
         """Remember how a proof stands; what `state` does not set stays as it was."""
-        fields: dict[str, str] = {key: _seconds(at) for key in ("at", "since", "tried") if (at := getattr(state, key))}
+        fields: dict[str, str] = {key: epoch_seconds(at) for key in ("at", "since", "tried") if (at := getattr(state, key))}
         fields["error"] = state.error
         if state.at:
             fields["counts"] = json.dumps(dict(state.counts))
-        with _edge():
-            self._redis.hset(f"{PREFIX}proof:{name}", mapping=fields)
+        with self._keys.calls() as redis:
+            redis.hset(f"{PREFIX}proof:{name}", mapping=fields)
 
     def untold(self, name: str, findings: Iterable[str]) -> list[str]:
         """Give those of `findings` that were not among the last ones of this name."""
         told, found = f"{PREFIX}proof-told:{name}", list(dict.fromkeys(findings))
-        with _edge():
-            before = {finding.decode() for finding in self._redis.smembers(told)}
-            with self._redis.pipeline() as pipe:
+        with self._keys.calls() as redis:
+            before = {finding.decode() for finding in redis.smembers(told)}
+            with redis.pipeline() as pipe:
                 for batch in _batches(before.difference(found)):
                     pipe.srem(told, *batch)
                 for batch in _batches(found):
@@ -766,13 +595,13 @@ class Ledger:
 
     def note_last_proof(self, number: int, sha256: str) -> None:
         """Remember the end of the record of proofs, which the record itself cannot prove."""
-        with _edge():
-            self._redis.hset(f"{PREFIX}proofs", mapping={"number": number, "sha256": sha256})
+        with self._keys.calls() as redis:
+            redis.hset(f"{PREFIX}proofs", mapping={"number": number, "sha256": sha256})
 
     def last_proof(self) -> tuple[int, str] | None:
         """Number and hash of the last record that was written."""
-        with _edge():
-            number, sha256 = self._redis.hmget(f"{PREFIX}proofs", "number", "sha256")
+        with self._keys.calls() as redis:
+            number, sha256 = redis.hmget(f"{PREFIX}proofs", "number", "sha256")
         return (int(number), sha256.decode()) if number and sha256 else None
 
     # --- pauses ------------------------------------------------------------------------------------------------------
@@ -780,19 +609,19 @@ class Ledger:
     def pause(self, source: str | None, until: datetime, why: str, *, times: int, fingerprint: str) -> bool:
         """Let nobody call `source` (None: anybody) before `until`. True when it was not paused already."""
         name = f"{PREFIX}pause:{source or _ALL}"
-        with _edge(), self._redis.pipeline() as pipe:
+        with self._keys.pipeline() as pipe:
             pipe.exists(name)
-            pipe.hset(name, mapping={"until": _seconds(until), "why": why, "times": times, "fingerprint": fingerprint})
+            pipe.hset(name, mapping={"until": epoch_seconds(until), "why": why, "times": times, "fingerprint": fingerprint})
             existed, _ = pipe.execute()
         return not existed
 
     def paused(self, source: str | None) -> Pause | None:
         """The pause of `source` (None: of everything), also when its time is up: `times` goes on until `resume`."""
-        with _edge():
-            found = self._redis.hgetall(f"{PREFIX}pause:{source or _ALL}")
+        with self._keys.calls() as redis:
+            found = redis.hgetall(f"{PREFIX}pause:{source or _ALL}")
         if not found:
             return None
-        until = _instant(found[b"until"])
+        until = instant(found[b"until"])
         assert until is not None  # noqa: S101 - `pause` always writes it
         return Pause(
             until=until,
@@ -803,45 +632,45 @@ class Ledger:
 
     def resume(self, source: str | None) -> bool:
         """End the pause of `source` (None: of everything). True when there was one."""
-        with _edge():
-            return bool(self._redis.delete(f"{PREFIX}pause:{source or _ALL}"))
+        with self._keys.calls() as redis:
+            return bool(redis.delete(f"{PREFIX}pause:{source or _ALL}"))
 
     # --- heartbeats --------------------------------------------------------------------------------------------------
 
     def stamp_worker(self, slots: int) -> None:
         """This worker process is alive and can collect `slots` outputs at once."""
-        self._run("alive", self.worker, slots, self.lease_seconds)
+        self._keys.run("alive", self.worker, slots, self.lease_seconds)
 
     def sign_off(self) -> None:
         """This worker process has ended."""
-        with _edge(), self._redis.pipeline() as pipe:
+        with self._keys.pipeline() as pipe:
             pipe.zrem(f"{PREFIX}workers", self.worker)
             pipe.hdel(f"{PREFIX}slots", self.worker)
             pipe.execute()
 
     def stamp_beat(self) -> None:
         """A beat ticked."""
-        self._run("ticked", self.lease_seconds)
+        self._keys.run("ticked", self.lease_seconds)
 
     def trim_queue(self, queue: str, most: int) -> None:
         """Keep the newest `most` messages of a Celery queue."""
-        with _edge():
-            self._redis.ltrim(queue, 0, most - 1)
+        with self._keys.calls() as redis:
+            redis.ltrim(queue, 0, most - 1)
 
     def beat_at(self) -> datetime | None:
         """When a beat last ticked."""
-        with _edge():
-            return _instant(self._redis.get(f"{PREFIX}beat"))
+        with self._keys.calls() as redis:
+            return instant(redis.get(f"{PREFIX}beat"))
 
     def workers(self) -> list[str]:
         """The worker processes that are alive."""
         oldest = self.now().timestamp() - _WORKER_ALIVE_SECONDS
-        with _edge():
-            dead = self._redis.zrangebyscore(f"{PREFIX}workers", "-inf", oldest - 3600)
+        with self._keys.calls() as redis:
+            dead = redis.zrangebyscore(f"{PREFIX}workers", "-inf", oldest - 3600)
             if dead:
-                self._redis.zrem(f"{PREFIX}workers", *dead)
-                self._redis.hdel(f"{PREFIX}slots", *dead)
-            return [name.decode() for name in self._redis.zrangebyscore(f"{PREFIX}workers", oldest, "+inf")]
+                redis.zrem(f"{PREFIX}workers", *dead)
+                redis.hdel(f"{PREFIX}slots", *dead)
+            return [name.decode() for name in redis.zrangebyscore(f"{PREFIX}workers", oldest, "+inf")]
 
     def missing_processes(self) -> list[str]:
         """Say which processes should run and do not, each with what to do."""
@@ -864,32 +693,32 @@ class Ledger:
     def capacity(self) -> int:
         """How many outputs the living workers can collect at once."""
         workers = self.workers()
-        with _edge():
-            return sum(int(slots or 0) for slots in self._redis.hmget(f"{PREFIX}slots", workers)) if workers else 0
+        with self._keys.calls() as redis:
+            return sum(int(slots or 0) for slots in redis.hmget(f"{PREFIX}slots", workers)) if workers else 0
 
     def once(self, name: str, life: timedelta) -> bool:
         """True for the first caller within `life`."""
-        with _edge():
-            return bool(self._redis.set(f"{PREFIX}once:{name}", "1", nx=True, px=int(life.total_seconds() * 1000)))
+        with self._keys.calls() as redis:
+            return bool(redis.set(f"{PREFIX}once:{name}", "1", nx=True, px=int(life.total_seconds() * 1000)))
 
     def tell(self, sources: Iterable[str], at_risk: timedelta) -> list[Change]:
         """Give what people were not told yet: outputs that became lost, held, overdue or at risk, or well again. Each once."""
-        found = self._run("tell", at_risk.total_seconds(), *sources)
+        found = self._keys.run("tell", at_risk.total_seconds(), *sources)
         changes = [tuple(part.decode() for part in change) for change in found]
         records = {identity: self.record(OutputId.parse(identity)) for identity, _, _ in changes}
         return [Change(output=OutputId.parse(one), trouble=now, before=was, record=records[one]) for one, now, was in changes]
 
     def queue_alert(self, text: str) -> None:
         """Queue an alert for the next message to people."""
-        with _edge(), self._redis.pipeline() as pipe:
+        with self._keys.pipeline() as pipe:
             pipe.rpush(f"{PREFIX}alerts", text)
             pipe.ltrim(f"{PREFIX}alerts", -_MOST_ALERTS, -1)
             pipe.execute()
 
     def take_alerts(self) -> list[str]:
         """Take all queued alerts."""
-        with _edge():
-            return [text.decode() for text in self._redis.lpop(f"{PREFIX}alerts", _MOST_ALERTS) or []]
+        with self._keys.calls() as redis:
+            return [text.decode() for text in redis.lpop(f"{PREFIX}alerts", _MOST_ALERTS) or []]
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -912,7 +741,7 @@ class Ledger:
         }
         names = sets[state] if state else ("open", "held", "lost", "explained", "empty", "archived")
         # All at once: outputs go on changing their states, so pages of an index would leave some out and show others twice.
-        with _edge(), self._redis.pipeline() as pipe:
+        with self._keys.pipeline() as pipe:
             for name in names:
                 pipe.zrange(f"{PREFIX}{name}:{source}", 0, -1 if most is None else most - 1)
             indexes = pipe.execute()
@@ -921,30 +750,30 @@ class Ledger:
 
     def _records(self, source: str, identities: list[str]) -> Iterator[Record]:
         """Read the records of `identities`; those that are gone meanwhile are left out."""
-        with _edge(), self._redis.pipeline() as pipe:
+        with self._keys.pipeline() as pipe:
             pipe.hmget(f"{PREFIX}doc:{source}", identities)
             for identity in identities:
                 pipe.hgetall(f"{PREFIX}o:{identity}")
             documents, *found = pipe.execute()
         for identity, fields, packed in zip(identities, found, documents, strict=True):
             if fields:
-                yield _record(fields, _unpack(identity, fields, packed, self._words_of(source, packed)))
+                yield _record(fields, self._documents.read(identity, fields, packed))
 
     def status(self, source: str, at_risk: timedelta) -> SourceStatus:
         """One source's row of ``status``. One round trip, whatever the backlog."""
         now = self.now()
-        with _edge(), self._redis.pipeline() as pipe:
+        with self._keys.pipeline() as pipe:
             for name in ("owed", "later", "open", "lost", "explained", "held", "empty"):
                 pipe.zcard(f"{PREFIX}{name}:{source}")
             pipe.get(f"{PREFIX}count:{source}")
             pipe.zrange(f"{PREFIX}open:{source}", 0, 0, withscores=True)
-            pipe.zcount(f"{PREFIX}open:{source}", "-inf", _seconds(now + at_risk))
-            pipe.zcount(f"{PREFIX}open:{source}", "-inf", _seconds(now))
+            pipe.zcount(f"{PREFIX}open:{source}", "-inf", epoch_seconds(now + at_risk))
+            pipe.zcount(f"{PREFIX}open:{source}", "-inf", epoch_seconds(now))
             pipe.hgetall(f"{PREFIX}poll:{source}")
             for name in (f"pause:{source}", f"hush:{source}", f"pause:{_ALL}"):
                 pipe.hmget(f"{PREFIX}{name}", "until", "why")
             owed, later, open_, lost, explained, held, empty, count, head, risk, overdue, poll, *pauses = pipe.execute()
-        until, why = max(((_instant(at), why) for at, why in pauses if at), default=(None, None))
+        until, why = max(((instant(at), why) for at, why in pauses if at), default=(None, None))
         return SourceStatus(
             owed=owed + later,
             claimed=open_ - owed - later,  # what is asked for although it is lost is leased too, but stays lost
@@ -955,8 +784,8 @@ class Ledger:
             empty=empty,
             at_risk=risk,
             overdue=overdue,
-            nearest_deadline=_instant(head[0][1]) if head else None,
-            last_poll_at=_instant(poll.get(b"at")),
+            nearest_deadline=instant(head[0][1]) if head else None,
+            last_poll_at=instant(poll.get(b"at")),
             last_poll_result=poll[b"result"].decode() if poll else None,
             last_poll_error=(json.loads(poll[b"detail"]).get("error") or None) if poll else None,
             paused_until=until if until and until > now else None,
@@ -965,7 +794,7 @@ class Ledger:
 
     def backlog(self, source: str, most: int) -> Backlog:
         """Give what `source` owes by deadline; where that is more than `most` outputs, evenly chosen ones."""
-        total, measured, *rows = self._run("backlog", source, most)
+        total, measured, *rows = self._keys.run("backlog", source, most)
         return Backlog(
             open=total,
             measured=measured,
@@ -974,8 +803,8 @@ class Ledger:
 
     def flow(self, source: str) -> tuple[Flow, ...]:
         """What was archived of `source` in the last day: `Flow.SLOTS` slots, oldest first, the last one going on."""
-        with _edge():
-            found = self._redis.hgetall(f"{PREFIX}flow:{source}")
+        with self._keys.calls() as redis:
+            found = redis.hgetall(f"{PREFIX}flow:{source}")
         seconds = int(Flow.SLOT.total_seconds())
         last = int(self.now().timestamp() // seconds)
 
@@ -989,8 +818,8 @@ class Ledger:
 
     def recent(self) -> list[Kept]:
         """The outputs of all sources that were archived last, newest first."""
-        with _edge():
-            lines = self._redis.lrange(f"{PREFIX}recent", 0, -1)
+        with self._keys.calls() as redis:
+            lines = redis.lrange(f"{PREFIX}recent", 0, -1)
         kept = []
         for line in lines:
             at, size, output, key = line.decode(errors="replace").split(" ", 3)
@@ -1001,7 +830,7 @@ class Ledger:
         """Every counter since Redis began: metric → label (``source`` or ``source|label``) → value."""
         names = ["archived", "archived_bytes", "lost", "downloads", "polls", "unproven", "takeovers", "oddities"]
         names += ["ready_to_archived", "ready_to_archived_sum"]
-        with _edge(), self._redis.pipeline(transaction=False) as pipe:
+        with self._keys.pipeline(transaction=False) as pipe:
             for name in names:
                 pipe.hgetall(f"{PREFIX}m:{name}")
             found = pipe.execute()
@@ -1012,12 +841,12 @@ class Ledger:
 
     def count(self, metric: str, label: str) -> None:
         """Add one to a counter."""
-        with _edge():
-            self._redis.hincrbyfloat(f"{PREFIX}m:{metric}", label, 1)
+        with self._keys.calls() as redis:
+            redis.hincrbyfloat(f"{PREFIX}m:{metric}", label, 1)
 
     def shared(self, source: str, requests_per_second: float, stop: threading.Event) -> SharedState:
         """What the workers of `source` share."""
-        return SharedState(self, source, requests_per_second, stop)
+        return SharedState(self._keys, source, requests_per_second, stop, worker=self.worker, lease_seconds=self.lease_seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1054,9 +883,9 @@ class ProofState:
 
 def _proof_state(fields: Mapping[bytes, bytes]) -> ProofState:
     return ProofState(
-        at=_instant(fields.get(b"at")),
-        since=_instant(fields.get(b"since")),
-        tried=_instant(fields.get(b"tried")),
+        at=instant(fields.get(b"at")),
+        since=instant(fields.get(b"since")),
+        tried=instant(fields.get(b"tried")),
         error=fields.get(b"error", b"").decode(),
         counts=json.loads(fields.get(b"counts", b"{}")),
     )
@@ -1082,9 +911,9 @@ def _record(fields: Mapping[bytes, bytes], output: Output) -> Record:
     history = []
     for line in fields.get(b"hi", b"").decode(errors="replace").split("\n"):
         at, _, what = line.partition(" ")
-        if moment := _instant(at):
+        if moment := instant(at):
             history.append((moment, what))
-    discovered = _instant(fields[b"cr"])
+    discovered = instant(fields[b"cr"])
     assert discovered is not None  # noqa: S101 - written by `create` for every record
 
     def text(name: bytes) -> str | None:
@@ -1096,7 +925,7 @@ def _record(fields: Mapping[bytes, bytes], output: Output) -> Record:
         state=OutputState(fields[b"st"].decode()),
         attempts=int(fields.get(b"at", 0)),
         downloads=int(fields.get(b"dn", 0)),
-        not_before=_instant(fields.get(b"nb")),
+        not_before=instant(fields.get(b"nb")),
         last_error=text(b"er"),
         key=text(b"ky"),
         reason=text(b"rs"),
@@ -1105,58 +934,3 @@ def _record(fields: Mapping[bytes, bytes], output: Output) -> Record:
         discovered_at=discovered,
         history=tuple(history),
     )
-
-
-class SharedState:
-    """Implements `model.Shared` for one source."""
-
-    def __init__(self, ledger: Ledger, source: str, requests_per_second: float, stop: threading.Event) -> None:
-        self._ledger = ledger
-        self._redis = ledger._redis  # noqa: SLF001 - one room: this class is the ledger's other half
-        self._source = source
-        self._interval = 1 / requests_per_second
-        self._stop = stop
-        self._log_in_turn = ""
-
-    def pace(self) -> None:
-        """Wait for this source's turn to make one call. A hush that comes meanwhile holds for it too."""
-        wait = float(self._ledger._run("pace", self._source, self._interval, _CALL_MAY_WAIT_SECONDS))  # noqa: SLF001
-        if wait > 0:
-            if self._stop.wait(wait):
-                raise StoppedError("the process is stopping")
-            wait = float(self._ledger._run("hushed", self._source))  # noqa: SLF001
-        if wait < 0:
-            raise self._ledger._hushed(self._source, wait)  # noqa: SLF001
-
-    def hush(self, until: datetime) -> None:
-        """Let no worker call this source before `until`."""
-        self._ledger._run("hush", self._source, _seconds(until), "the vendor asked us to slow down")  # noqa: SLF001
-
-    def token(self) -> str | None:
-        """The shared token while it lives."""
-        with _edge():
-            token = self._redis.get(f"{PREFIX}token:{self._source}")
-        return token.decode(errors="replace") if token else None
-
-    def store_token(self, token: str, life_seconds: float) -> None:
-        """Share a new token; the turn to log in ends."""
-        with _edge():
-            if life_seconds >= 0.001:
-                self._redis.set(f"{PREFIX}token:{self._source}", token, px=int(life_seconds * 1000))
-        self.end_log_in_turn()
-
-    def drop_token(self, token: str) -> None:
-        """Forget `token` if it is still the shared one."""
-        self._ledger._run("drop", f"token:{self._source}", token)  # noqa: SLF001
-
-    def log_in_turn(self) -> bool:
-        """Take the turn to log in. A worker that dies with it does not keep the others from logging in."""
-        ledger, turn = self._ledger, f"{self._ledger.worker}/{secrets.token_hex(8)}"
-        taken = bool(ledger._run("take_log_in", self._source, turn, _LOG_IN_TURN_MS, ledger.lease_seconds))  # noqa: SLF001
-        if taken:
-            self._log_in_turn = turn
-        return taken
-
-    def end_log_in_turn(self) -> None:
-        """Give it back, unless it ended by itself and is somebody else's now."""
-        self._ledger._run("drop", f"login:{self._source}", self._log_in_turn)  # noqa: SLF001

@@ -51,7 +51,7 @@ def make_due(daemon, name, client):
 def due_and_proved(daemon, client, *names):
     for name in names:
         make_due(daemon, name, client)
-    daemon.ledger._redis.delete("lastcall:polled:sellercloud")
+    daemon.ledger._keys._redis.delete("lastcall:polled:sellercloud")
     return proving.prove(daemon)
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from worker.errors import OutputGoneError
-from worker.ledger import PREFIX, Claim, Ledger
+from worker.keyspace import PREFIX
+from worker.ledger import Claim, Ledger
 from worker.model import Output, OutputId
 
 START = 1_780_000_000

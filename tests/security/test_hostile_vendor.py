@@ -272,10 +272,10 @@ def test_a_job_of_many_outputs_fills_neither_redis_nor_the_log(hostile_world, ve
     rows = [*(output(f"o{number}", "x", size=-number) for number in range(1, 3000)), *({} for _ in range(50_000))]
     vendor.answer = Account(job("1", *rows, conversion=[{"junk": random.Random(1).randbytes(100_000).hex()}]))
     daemon = hostile_world.daemon()
-    before = daemon.ledger._redis.info("memory")["used_memory"]
+    before = daemon.ledger._keys._redis.info("memory")["used_memory"]
     assert poll(daemon) == "ok"
     assert daemon.ledger.status("bad", timedelta()).owed == 2999
-    assert daemon.ledger._redis.info("memory")["used_memory"] - before < 16 << 20
+    assert daemon.ledger._keys._redis.info("memory")["used_memory"] - before < 16 << 20
     assert daemon.ledger.counters()["oddities"] == {"bad": 21}
 
 

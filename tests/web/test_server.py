@@ -45,7 +45,7 @@ def test_healthz_names_what_is_missing_and_is_200_once_nothing_is(start_web: Cal
 
 def test_healthz_knows_a_beat_that_stopped(start_web: Callable[..., Web], ledger: Ledger) -> None:
     ledger.stamp_worker(16)
-    ledger._redis.set("lastcall:beat", time.time() - 16)
+    ledger._keys._redis.set("lastcall:beat", time.time() - 16)
     status, answer = health(start_web())
     assert status == 503
     assert re.fullmatch(r"no beat ticked since \S+Z; start `lastcall beat`", str(answer["reason"]))
@@ -54,7 +54,7 @@ def test_healthz_knows_a_beat_that_stopped(start_web: Callable[..., Web], ledger
 def test_healthz_knows_a_worker_that_died(start_web: Callable[..., Web], ledger: Ledger) -> None:
     """A worker that was killed signs nothing off: its stamp ages."""
     ledger.stamp_beat()
-    ledger._redis.zadd("lastcall:workers", {"dead": time.time() - 16})
+    ledger._keys._redis.zadd("lastcall:workers", {"dead": time.time() - 16})
     status, answer = health(start_web())
     assert (status, answer["reason"]) == (503, "no worker is alive; start `lastcall worker`")
 
