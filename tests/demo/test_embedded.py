@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import boto3
 import pytest
 import redis
 
-from worker.demo.embedded import Child, RedisServer, S3Server, redis_executable
+from worker.demo.embedded import Child, RedisServer, S3Server, free_port, redis_executable
 from worker.errors import ConfigurationError
 
 
@@ -24,6 +25,18 @@ def alive(pid: int) -> bool:
         return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
         return False
+
+
+def test_no_two_processes_that_live_at_once_are_given_the_same_port() -> None:
+    code = "from worker.demo.embedded import free_port; print([free_port() for _ in range(300)], flush=True); input()"
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with other:
+        theirs = set(json.loads(other.stdout.readline()))
+        ours = {free_port() for _ in range(50)}
+        other.communicate("\n")
+    assert len(theirs) > 150
+    assert len(ours) == 50
+    assert not ours & theirs
 
 
 def test_a_killed_redis_comes_back_on_its_port_empty(redis_server: RedisServer) -> None:

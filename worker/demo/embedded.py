@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from os import killpg
 from pathlib import Path
 from types import TracebackType
@@ -24,11 +27,52 @@ from worker.settings import child_environment
 _LEASH = 'read -r _; kill -s KILL -- "-$1" 2>/dev/null'
 
 
+_FIRST_PORT, _BLOCK, _BLOCKS = 20_000, 200, 60
+
+
+class _Ports:
+    """A block of ports that is this process's as long as it lives, so that processes which start servers never pick the same.
+
+    Its first port is bound and says so. All are below those that Linux gives to whoever asks for any port, so neither an
+    outgoing connection nor a server on such a port comes between a port's choice and its use.
+    """
+
+    def __init__(self) -> None:
+        """Take the first block that nobody has. Raises `ConfigurationError` when there is none."""
+        for begin in range(_FIRST_PORT, _FIRST_PORT + _BLOCK * _BLOCKS, _BLOCK):
+            if claim := _bound(begin):
+                self._claim = claim
+                self._turn = itertools.cycle(range(begin + 1, begin + _BLOCK))
+                return
+        raise ConfigurationError([f"no free ports: other processes have all that demo and tests use, from {_FIRST_PORT} on"])
+
+    def take(self) -> int:
+        """Give the port that was not given for longest, and that nothing uses now."""
+        for port in itertools.islice(self._turn, _BLOCK):
+            if probe := _bound(port):
+                probe.close()
+                return port
+        raise ConfigurationError(["no free ports: this process uses all of its own"])
+
+
+def _bound(port: int) -> socket.socket | None:
+    candidate = socket.socket()
+    try:
+        candidate.bind(("127.0.0.1", port))
+    except OSError:
+        candidate.close()
+        return None
+    return candidate
+
+
+_ports = cache(_Ports)
+_choosing = threading.Lock()
+
+
 def free_port() -> int:
-    """Give a port of 127.0.0.1 that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Give a port of 127.0.0.1 that nothing listens on, and that no other process is given while this one lives."""
+    with _choosing:
+        return _ports().take()
 
 
 def wait_until(condition: Callable[[], bool], within_seconds: float, what: str) -> None:
