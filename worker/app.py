@@ -313,7 +313,7 @@ def poll(source: str) -> str:
     daemon = _daemon()
     if source not in daemon.sources:
         return f"{source}: not a source of this worker's configuration; restart it"
-    found = discover(daemon, source)
+    found = discover(daemon, source, owed=lambda: wake(daemon))
     if found is None:
         return f"{source}: not its turn"
     wake(daemon)

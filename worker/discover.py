@@ -73,10 +73,12 @@ def discover(
     by_hand: bool = False,
     patience: timedelta = timedelta(0),
     seen: Callable[[Job], None] = lambda _: None,
+    owed: Callable[[], object] = lambda: None,
 ) -> Discovery | None:
     """List `source` and write what is owed into the ledger. None when it is not its turn, or paused (save `by_hand`).
 
-    `patience`: how long to wait for its turn. `seen` is told each job as it is listed, before the ledger knows of it.
+    `patience`: how long to wait for its turn. `seen` is told each job as it is listed, before the ledger knows of it; `owed` is
+    called whenever the ledger has got something new to collect, which need not wait for the end of a long list.
     Vendor trouble is a result, not an exception; only `LedgerUnavailableError` is raised.
     """
     if by_hand:
@@ -93,7 +95,7 @@ def discover(
         with daemon.keeper.keeping(turn):
             uncounted_in = _read_back(daemon, source)
             jobs = _stamped(_window(daemon, source), lambda: daemon.ledger.stamp_poll_turn(turn))
-            _list(daemon, source, found, _told(jobs, seen), by_hand=by_hand)
+            _list(daemon, source, found, _told(jobs, seen), owed, by_hand=by_hand)
         daemon.ledger.resume(source)
     except LedgerUnavailableError:
         raise
@@ -177,7 +179,9 @@ def _window(daemon: Daemon, source: str) -> Iterator[Job]:
     return daemon.sources[source].jobs(since)
 
 
-def _list(daemon: Daemon, source: str, found: Discovery, listed: Iterator[Job], *, by_hand: bool) -> None:
+def _list(
+    daemon: Daemon, source: str, found: Discovery, listed: Iterator[Job], owed: Callable[[], object], *, by_hand: bool
+) -> None:
     began = daemon.ledger.now()
     epoch, _ = daemon.ledger.epoch()
     first = daemon.ledger.is_first_pass(source)
@@ -187,7 +191,10 @@ def _list(daemon: Daemon, source: str, found: Discovery, listed: Iterator[Job], 
     for batch in _batches(itertools.chain(listed, _watched(daemon, source, by_hand=by_hand))):
         if daemon.keeper.stopping:
             raise StoppedError("the process is stopping; the next poll lists again")
+        before_batch = found.owed
         _note_jobs(daemon, source, batch, found, recheck=first, epoch=epoch)
+        if found.owed > before_batch:
+            owed()
         running |= {job.id for job in batch if job.state is JobState.RUNNING}
         ended += [job for job in batch if job.state is JobState.COMPLETED and job.id in before]
     runs = _learn_runs(daemon, source, before, ended)

@@ -114,6 +114,25 @@ def test_what_was_listed_before_an_error_is_owed(world):
     assert daemon.ledger.status("sellercloud", timedelta(0)).owed == 50
 
 
+def test_what_a_long_list_shows_is_collected_while_it_is_still_read(world):
+    world.only("sellercloud")
+    for number in range(130):
+        world.sellercloud.add_job(Content(f"n{number}", 10))
+    daemon = world.daemon()
+    listed, archived_after = [], []
+
+    def collect_one() -> None:
+        assert collect(daemon).archived == 10
+        archived_after.append(len(listed))
+
+    found = discover(daemon, "sellercloud", by_hand=True, seen=listed.append, owed=collect_one)
+    assert found.owed == len(listed) == 130
+    assert archived_after[0] < 130
+    archived_after.clear()
+    discover(daemon, "sellercloud", by_hand=True, owed=collect_one)
+    assert archived_after == []
+
+
 def test_a_watched_job_is_found_and_is_watched_no_more_once_it_is_archived(world):
     world.only("api2convert")
     job = world.api2convert.add_job(OutputFile("a.csv", Content("a", 10)), listed=False)
