@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from bench import servers
 from bench.collector import Collector
 from bench.house import House, Store
 from bench.loopback import Server
@@ -22,11 +23,9 @@ from bench.peers import (
     SMART_OPEN,
     Figures,
     Peer,
-    RcloneS3,
     Took,
     ratio,
     skipped,
-    tool,
 )
 from bench.peers import (
     run as run_peer,
@@ -109,10 +108,10 @@ _COLUMNS = ("1 GiB", "s, median", "spread", "MB/s", "lastcall × as fast", "CPU 
 
 
 def run(size: int = SIZE, rounds: int = 3) -> Section:
-    """Measure on the discarding sink, on a real S3, and ten times the size once."""
+    """Measure on the discarding sink, on real S3 servers, and ten times the size once."""
     text, ratios = [_SETTING.format(rounds=rounds)], dict[str, float]()
-    with tempfile.TemporaryDirectory(prefix="lastcall-bench-") as name, Server("vendor", Path(name) / "v", size) as vendor:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(prefix="lastcall-bench-") as root, Server("vendor", Path(root) / "v", size) as vendor:
+        folder = Path(root)
         md5 = _md5(folder / "v" / "plain")
         with Server("sink", folder / "s") as sink:
             store = Store(name="discarding sink", url=sink.url)
@@ -132,16 +131,17 @@ def run(size: int = SIZE, rounds: int = 3) -> Section:
             f"10 GiB at {peaks[1].peak_mib:.0f} MiB ({peaks[1].seconds:.1f} s).\n"
         )
         ratios["large: peak of 10 GiB, MiB to spare below 150"] = 150 - peaks[1].peak_mib
-        if tool("rclone"):
+        for name, make in servers.installed().items():
             with (
-                RcloneS3(folder / "r") as server,
-                House(folder / "h2", vendor, server.store, workers=0, others=()) as house,
+                make(folder / name) as server,
+                House(folder / f"h {name}", vendor, server.store, workers=0, others=()) as house,
                 Collector(house.config) as collector,
             ):
+                sys.stderr.write(f"{server.store.name}:\n")
                 found = _measure(_ways(vendor, server.store, collector, md5, size), rounds, server.empty)
-            ratios |= _ratios("rclone's S3", found)
-            text.append(f"### To rclone's S3 server\n\n{table(_COLUMNS, _rows(found, size))}\n")
-    text.append(skipped([*_WRAPPED_PEERS, *_PLAIN_PEERS]))
+            ratios |= _ratios(name, found)
+            text.append(f"### To {server.store.name}\n\n{table(_COLUMNS, _rows(found, size))}\n")
+    text.append(skipped([*_WRAPPED_PEERS, *_PLAIN_PEERS]) + servers.skipped())
     return Section("One large output", "\n".join(text), {}, ratios)
 
 

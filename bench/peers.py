@@ -1,4 +1,4 @@
-"""What a user would take instead, and an S3 of somebody else's to write to: found where they are installed, timed as they are.
+"""What a user would take instead: found where it is installed, timed as it is.
 
 `make peers` installs them. Each is a command line that brings the body of a URL to a key, as its documentation would write it.
 """
@@ -8,9 +8,7 @@ from __future__ import annotations
 import os
 import resource
 import shutil
-import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,11 +16,9 @@ from pathlib import Path
 from statistics import median
 
 from bench.house import BUCKET, Store
-from worker.demo.embedded import Child, free_port
 from worker.settings import child_environment
 
 TOOLS = Path(__file__).parent.parent / ".peers" / "bin"
-_MEMORY, _ROOM_BYTES = Path("/dev/shm"), 4 * 2**30  # noqa: S108 - a folder of its own is made there
 _PYTHON = Path(__file__).with_name("peer_python.py")
 
 
@@ -111,42 +107,6 @@ def _environment(store: Store) -> dict[str, str]:
             **{f"RCLONE_CONFIG_S3_{name}": value for name, value in settings.items()},
         }
     )
-
-
-class RcloneS3(Child):
-    """rclone's own S3 server: Go, checks signatures, keeps objects as files. It knows no conditional writes."""
-
-    def __init__(self, folder: Path) -> None:
-        """Prepare a server that keeps its bucket in `folder`."""
-        self.port = free_port()
-        self.store = Store(name="rclone serve s3", url=f"http://127.0.0.1:{self.port}")
-        folder.mkdir(parents=True, exist_ok=True)
-        # In memory where there is room: no disk should be what is measured.
-        roomy = _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _ROOM_BYTES
-        self._holds = tempfile.TemporaryDirectory(prefix="lastcall-s3-", dir=_MEMORY if roomy else folder)
-        self.files = Path(self._holds.name)
-        (self.files / BUCKET).mkdir()
-        key = f"{self.store.access_key},{self.store.secret_key}"
-        command = [str(tool("rclone")), "serve", "s3", "--addr", f"127.0.0.1:{self.port}", "--auth-key", key, str(self.files)]
-        super().__init__("rclone-s3", command, folder)
-
-    def ready(self) -> bool:
-        """Whether it answers."""
-        try:
-            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-        except OSError:
-            return False
-        return True
-
-    def stop(self, within_seconds: float = 10.0) -> None:
-        """End it, and throw away what it holds."""
-        super().stop(within_seconds)
-        self._holds.cleanup()
-
-    def empty(self) -> None:
-        """Throw away what it holds, so that disks need not be large."""
-        for path in (self.files / BUCKET).iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import redis
 
+from bench import servers
 from bench.house import SOURCE, House, Store, cpu_seconds, memory_mib
 from bench.loopback import Server
 from bench.page import Section, table
-from bench.peers import RCLONE_URLS, Figures, RcloneS3, Took, ratio, skipped, tool
+from bench.peers import RCLONE_URLS, Figures, Took, ratio, skipped
 from bench.peers import run as run_peer
 from worker.demo.embedded import wait_until
 
@@ -84,10 +85,10 @@ def _rows(found: dict[str, Figures], count: int) -> list[list[str]]:
 
 
 def run(count: int = OUTPUTS, rounds: int = 3) -> Section:
-    """Measure on the discarding sink and on a real S3."""
+    """Measure on the discarding sink and on real S3 servers."""
     text, ratios = [_SETTING.format(count=count, rounds=rounds)], dict[str, float]()
-    with tempfile.TemporaryDirectory(prefix="lastcall-bench-") as name, Server("vendor", Path(name) / "v", BYTES) as vendor:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(prefix="lastcall-bench-") as root, Server("vendor", Path(root) / "v", BYTES) as vendor:
+        folder = Path(root)
         with Server("sink", folder / "s") as sink:
             store = Store(name="sink", url=sink.url)
             with House(folder / "h", vendor, store, workers=WORKERS) as house:
@@ -96,13 +97,15 @@ def run(count: int = OUTPUTS, rounds: int = 3) -> Section:
         ratios["small, sink: files a second"] = count / found[OURS].seconds
         if RCLONE_URLS.name in found:
             ratios["small, sink: against rclone copyurl --urls"] = ratio(found[RCLONE_URLS.name], found[OURS])
-        if tool("rclone"):
+        for name, make in servers.installed().items():
             vendor.release(0)  # what was listed is another bucket's
-            with RcloneS3(folder / "r") as server, House(folder / "h2", vendor, server.store, workers=WORKERS) as house:
+            with make(folder / name) as server, House(folder / f"h {name}", vendor, server.store, workers=WORKERS) as house:
+                sys.stderr.write(f"{server.store.name}:\n")
                 found = _compare(house, count, rounds)
-            text.append(f"### To rclone's S3 server\n\n{table(_COLUMNS, _rows(found, count))}\n")
-            ratios["small, rclone's S3: against rclone copyurl --urls"] = ratio(found[RCLONE_URLS.name], found[OURS])
-    text.append(skipped([RCLONE_URLS]))
+            text.append(f"### To {server.store.name}\n\n{table(_COLUMNS, _rows(found, count))}\n")
+            if RCLONE_URLS.name in found:
+                ratios[f"small, {name}: against rclone copyurl --urls"] = ratio(found[RCLONE_URLS.name], found[OURS])
+    text.append(skipped([RCLONE_URLS]) + servers.skipped())
     return Section("Many small outputs", "\n".join(text), {}, ratios)
 
 

@@ -1,12 +1,11 @@
 """What the tests of the bucket share: an S3 behind a proxy that can be told to misbehave, and a lease that can be ended.
 
 All of them run against the embedded S3. It verifies no checksums and no signatures, so with ``SWIFT_BIN=…/bin`` in the
-environment (the `bin` of a venv with ``swift==2.38.3``) they run against OpenStack Swift as well, which does; see `swift.py`.
+environment (``SWIFT_BIN=$PWD/.peers/bin`` once `make peers` has run) they run against OpenStack Swift as well, which does.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import os
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ import pytest
 import s3proxy
 from botocore.config import Config
 
+from bench.servers import SwiftS3
 from worker.archive import Archive
 from worker.model import Output, OutputId
 from worker.settings import ArchiveSettings
@@ -72,15 +72,9 @@ class World:
 
 
 @pytest.fixture(scope="session")
-def _swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def _swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SwiftS3]:
     """Start Swift, where there is one."""
-    folder = os.environ["SWIFT_BIN"]
-    spec = importlib.util.spec_from_file_location("swift_server", Path(__file__).with_name("swift.py"))
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    with module.SwiftServer(Path(folder), tmp_path_factory.mktemp("swift")) as server:
+    with SwiftS3(Path(os.environ["SWIFT_BIN"]), tmp_path_factory.mktemp("swift")) as server:
         yield server
 
 
@@ -88,8 +82,9 @@ def _swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
     """An empty bucket, under the prefix ``archive``."""
     if request.param == "swift":
-        server = request.getfixturevalue("_swift")
-        url, access, secret, bucket = server.url, server.access, server.secret, f"bucket-{next(_buckets)}"
+        server, bucket = request.getfixturevalue("_swift"), f"bucket-{next(_buckets)}"
+        server.create_bucket(bucket)
+        url, access, secret = server.store.url, server.store.access_key, server.store.secret_key
     else:
         url, access, secret = request.getfixturevalue("s3_url"), "dummy", "dummy"
         bucket = request.getfixturevalue("bucket")
@@ -101,8 +96,6 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
         aws_secret_access_key=secret,
         config=Config(s3={"addressing_style": "path"}, request_checksum_calculation="when_required"),
     )
-    if request.param == "swift":
-        client.create_bucket(Bucket=bucket)
     with s3proxy.running(url) as proxy:
         settings = ArchiveSettings.model_validate(
             {

@@ -393,5 +393,7 @@ def test_settings_of_keeping_reach_objects_and_receipts(world, lease, faults):
 
 def test_all_of_this_runs_against_swift_as_well():
     if "SWIFT_BIN" not in os.environ:
-        pytest.skip("no OpenStack Swift: SWIFT_BIN names no bin folder of a venv with swift==2.38.3; moto alone was asked")
+        pytest.skip(
+            "no OpenStack Swift: SWIFT_BIN names no bin folder that has one (`make peers`: .peers/bin); moto alone was asked"
+        )
     assert Path(os.environ["SWIFT_BIN"], "swift-proxy-server").exists()
