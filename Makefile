@@ -32,7 +32,7 @@ bench: $(READY) peers ## measure: prints the tables of docs/benchmarks.md and wr
 
 PEERS := .peers
 .PHONY: peers
-peers: $(PEERS)/ready ## what benchmarks compare with (awscli, rclone, smart_open), in an environment of its own: .peers
+peers: $(PEERS)/ready ## what benchmarks compare with and write to (awscli, rclone, smart_open, Swift), in an environment of its own: .peers
 	@:
 
 $(PEERS)/ready: $(READY) bench/requirements.lock

@@ -131,10 +131,10 @@ def run(size: int = SIZE, rounds: int = 3) -> Section:
             f"10 GiB at {peaks[1].peak_mib:.0f} MiB ({peaks[1].seconds:.1f} s).\n"
         )
         ratios["large: peak of 10 GiB, MiB to spare below 150"] = 150 - peaks[1].peak_mib
-        for name, make in servers.installed().items():
+        for place, (name, make) in enumerate(servers.installed().items()):
             with (
-                make(folder / name) as server,
-                House(folder / f"h {name}", vendor, server.store, workers=0, others=()) as house,
+                make(folder / f"s{place}") as server,
+                House(folder / f"h{place}", vendor, server.store, workers=0, others=()) as house,
                 Collector(house.config) as collector,
             ):
                 sys.stderr.write(f"{server.store.name}:\n")

@@ -23,6 +23,7 @@ OUTPUTS = 5_000
 BYTES = 20 * 1024
 WORKERS = 2  # one for each core of the host that this is made for
 _SLOWEST_PER_SECOND = 20
+_FEWER = {"Swift": 5}  # it takes a hundred objects a second, whoever writes them
 _numbers = itertools.count(1)
 
 
@@ -97,12 +98,16 @@ def run(count: int = OUTPUTS, rounds: int = 3) -> Section:
         ratios["small, sink: files a second"] = count / found[OURS].seconds
         if RCLONE_URLS.name in found:
             ratios["small, sink: against rclone copyurl --urls"] = ratio(found[RCLONE_URLS.name], found[OURS])
-        for name, make in servers.installed().items():
+        for place, (name, make) in enumerate(servers.installed().items()):
             vendor.release(0)  # what was listed is another bucket's
-            with make(folder / name) as server, House(folder / f"h {name}", vendor, server.store, workers=WORKERS) as house:
+            some = count // _FEWER.get(name, 1)
+            with (
+                make(folder / f"s{place}") as server,
+                House(folder / f"h{place}", vendor, server.store, workers=WORKERS) as house,
+            ):
                 sys.stderr.write(f"{server.store.name}:\n")
-                found = _compare(house, count, rounds)
-            text.append(f"### To {server.store.name}\n\n{table(_COLUMNS, _rows(found, count))}\n")
+                found = _compare(house, some, rounds)
+            text.append(f"### To {server.store.name}, {some:,} files\n\n{table(_COLUMNS, _rows(found, some))}\n")
             if RCLONE_URLS.name in found:
                 ratios[f"small, {name}: against rclone copyurl --urls"] = ratio(found[RCLONE_URLS.name], found[OURS])
     text.append(skipped([RCLONE_URLS]) + servers.skipped())
