@@ -159,8 +159,8 @@ use = egg:swift#dlo
 class SwiftS3:
     """OpenStack Swift with its S3 interface: Python, four processes, one device.
 
-    It refuses what has a wrong signature, SHA-256, CRC32 or Content-MD5, as S3 does, and honours `If-None-Match` (it looks first
-    and writes then, so create-only needs one request at a time). It tells no CRC32 back. It needs file attributes.
+    It refuses what has a wrong signature, SHA-256, CRC32 or Content-MD5, as S3 does, and honours `If-None-Match`: it looks
+    first and writes then, so create-only needs one request at a time. It tells no CRC32 back. It needs file attributes.
     """
 
     def __init__(self, programs: Path, folder: Path) -> None:
