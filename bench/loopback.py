@@ -250,7 +250,9 @@ class _Sink:
             if request.headers.get("if-none-match") == "*" and request.path in self._objects:
                 return Answer(412)
             self._objects[request.path] = _Stored(size, _metadata(request), request.body)
-        return Answer(200, headers=(self._ETAG,))
+        # As S3 does, which has compared it.
+        taken = [(name, value) for name, value in request.headers.items() if name.startswith("x-amz-checksum-")]
+        return Answer(200, headers=(self._ETAG, *taken))
 
     def _get(self, request: Request) -> Answer:
         if "/" not in request.path[1:].rstrip("/"):

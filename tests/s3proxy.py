@@ -8,7 +8,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -66,7 +66,10 @@ class Handler(BaseHTTPRequestHandler):
             server.close()
         return reply, content
 
-    def forward(self, change: Callable[[bytes], bytes] = bytes, *, answer: bool = True) -> None:
+    def forward(
+        self, change: Callable[[bytes], bytes] = bytes, *, answer: bool = True, more: Mapping[str, str] | None = None
+    ) -> None:
+        """Let the server do it, and hand on what it says, and `more` headers."""
         reply, content = self.pass_on(change)
         if not answer:
             self.reset()
@@ -77,6 +80,8 @@ class Handler(BaseHTTPRequestHandler):
                 name.lower() == "content-length" and self.command != "HEAD"
             ):
                 self.send_header(name, value)
+        for name, value in (more or {}).items():
+            self.send_header(name, value)
         if self.command != "HEAD":
             self.send_header("Content-Length", str(len(content)))
         self.end_headers()

@@ -13,7 +13,9 @@ import time
 
 import pytest
 
+from worker.archive.digest import Digest
 from worker.archive.spool import BLOCK_BYTES, Spool
+from worker.archive.threads import Threads
 from worker.archive.upload import blocks_of_part
 from worker.errors import (
     ArchiveRefusedError,
@@ -63,8 +65,8 @@ def test_every_size_arrives_byte_for_byte(world, output, lease, size, keep):
     assert (stored.size, stored.marked, stored.wrapping, stored.filename) == (size, True, "base64", "a.csv")
     assert archive.objects(output) == [stored]
     assert world.proxy.count("partNumber=") == (-(-size // BLOCK_BYTES) if size > BLOCK_BYTES else 0)
-    assert archive._spool._used == set()
-    assert archive._spool._in_memory == 0
+    assert archive._means.spool._used == set()
+    assert archive._means.spool._in_memory == 0
     upload.abort()
     assert world.keys() == [stored.key]
 
@@ -91,8 +93,8 @@ def test_abort_leaves_nothing(world, output, lease, parts, eventually):
     upload.abort()
     assert world.keys() == []
     assert world.unfinished() == []
-    assert archive._spool._used == set()
-    assert archive._spool._in_memory == 0
+    assert archive._means.spool._used == set()
+    assert archive._means.spool._in_memory == 0
 
 
 def test_dropped_upload_leaves_no_object_and_gives_its_room_back(world, output, lease, eventually):
@@ -102,7 +104,7 @@ def test_dropped_upload_leaves_no_object_and_gives_its_room_back(world, output, 
     feed(upload, content(2 * BLOCK_BYTES + 9))
     eventually(lambda: world.proxy.count("partNumber=1") == 1, 20, "the first part is sent")
     del upload
-    eventually(lambda: bool(gc.collect() >= 0 and archive._spool._used == set()), 20, "the spool is free again")
+    eventually(lambda: bool(gc.collect() >= 0 and archive._means.spool._used == set()), 20, "the spool is free again")
     assert world.keys() == []
 
 
@@ -199,7 +201,7 @@ def test_name_that_comes_after_more_than_the_spool_holds_is_held(world, output, 
         feed(upload, content(8 * BLOCK_BYTES))
     upload.abort()
     assert world.proxy.requests == []
-    assert archive._spool._used == set()
+    assert archive._means.spool._used == set()
 
 
 def test_writing_goes_on_while_s3_takes_nothing_and_waits_when_the_spool_is_full(world, output, lease, faults, eventually):
@@ -349,7 +351,7 @@ def test_upload_that_vanished_is_begun_anew_from_the_copy(world, output, lease, 
     feed(upload, data[half:])
     assert world.read(upload.complete().key) == data
     assert world.unfinished() == []
-    assert archive._spool._used == set()
+    assert archive._means.spool._used == set()
 
 
 def test_upload_that_vanished_without_a_copy_is_tried_later(world, output, lease, eventually):
@@ -363,7 +365,7 @@ def test_upload_that_vanished_without_a_copy_is_tried_later(world, output, lease
         upload.complete()
     upload.abort()
     assert world.keys() == []
-    assert archive._spool._in_memory == 0
+    assert archive._means.spool._in_memory == 0
 
 
 def test_copy_that_does_not_fit_is_given_up_and_the_upload_goes_on(world, output, lease):
@@ -371,7 +373,7 @@ def test_copy_that_does_not_fit_is_given_up_and_the_upload_goes_on(world, output
     upload = begin(archive, output, lease, keep=True)
     feed(upload, data)
     assert world.read(upload.complete().key) == data
-    assert archive._spool._used == set()
+    assert archive._means.spool._used == set()
 
 
 def test_many_uploads_at_once_share_a_small_spool(world, lease, output):
@@ -396,8 +398,8 @@ def test_many_uploads_at_once_share_a_small_spool(world, lease, output):
         thread.join()
     assert failures == []
     assert len(world.keys()) == 10
-    assert archive._spool._used == set()
-    assert archive._spool._in_memory == 0
+    assert archive._means.spool._used == set()
+    assert archive._means.spool._in_memory == 0
 
 
 def test_damage_on_the_way_is_noticed_and_sent_again(world, output, lease):
@@ -410,6 +412,81 @@ def test_damage_on_the_way_is_noticed_and_sent_again(world, output, lease):
     feed(upload, data)
     assert world.read(upload.complete().key) == data
     assert flip.seen == 2
+
+
+class TakesChecksums:
+    """S3 as it is: it says which CRC32 it took. `unsigned`: whether it takes a body that the signature does not cover."""
+
+    def __init__(self, world, faults, *, unsigned: bool) -> None:
+        self.signed = []
+        self._refuse, self._unsigned = faults.answer(403, "AccessDenied"), unsigned
+        world.proxy.fault("PUT", ".", self, times=10_000)
+
+    def __call__(self, handler) -> None:
+        signed = handler.headers["x-amz-content-sha256"] != "UNSIGNED-PAYLOAD"
+        self.signed.append(signed)
+        if not signed and not self._unsigned:
+            self._refuse(handler)
+        else:
+            name = "x-amz-checksum-crc32"
+            handler.forward(more={name: handler.headers[name]})
+
+
+@pytest.mark.parametrize("size", [9, 3 * BLOCK_BYTES])
+def test_in_the_clear_a_signature_covers_the_body_until_the_checksum_was_taken(world, output, lease, faults, size):
+    service, archive, data = TakesChecksums(world, faults, unsigned=True), world.archive(), content(size)
+    for name in ("a.csv", "b.csv"):
+        before = len(service.signed)
+        upload = begin(archive, output, lease, name=name)
+        feed(upload, data)
+        assert world.read(upload.complete().key) == data
+    assert service.signed[0]
+    assert len(service.signed) == 2 * before
+    assert not any(service.signed[before:])
+
+
+def test_a_service_that_says_nothing_of_checksums_gets_signed_bodies(world, output, lease, faults):
+    """It may well not look at them, and then the signature is all that covers a body on its way."""
+    signed = []
+
+    def note(handler):
+        signed.append(handler.headers["x-amz-content-sha256"] != "UNSIGNED-PAYLOAD")
+        handler.forward()
+
+    world.proxy.fault("PUT", ".", note, times=100)
+    archive = world.archive()
+    for name in ("a.csv", "b.csv"):
+        upload = begin(archive, output, lease, name=name)
+        feed(upload, content(2 * BLOCK_BYTES))
+        upload.complete()
+    assert len(signed) == 4
+    assert all(signed)
+
+
+def test_a_service_that_wants_signed_bodies_gets_them_for_good(world, output, lease, faults):
+    service, archive, data = TakesChecksums(world, faults, unsigned=False), world.archive(), content(2 * BLOCK_BYTES)
+    for name in ("a.csv", "b.csv", "c.csv"):
+        upload = begin(archive, output, lease, name=name)
+        feed(upload, data)
+        assert world.read(upload.complete().key) == data
+    assert not all(service.signed)
+    assert all(service.signed[-2:])
+
+
+@pytest.mark.parametrize("pieces", [[], [0, 1], [MIB - 1, 1, MIB + 1, 5], [300_000] * 23, [3 * MIB + 2]])
+def test_digest_is_that_of_all_that_was_fed_in_order(pieces):
+    """However the pieces lie to the batches, and asked for in between as well."""
+    digests = [Digest(name, Threads("hasher", 4)) for name in ("sha256", "md5")]
+    done = b""
+    for size in pieces:
+        piece = content(len(done) + size)[len(done) :]
+        done += piece
+        for digest in digests:
+            digest.update(piece)
+    for _ in range(2):
+        assert [digest.hexdigest() for digest in digests] == [hashlib.sha256(done).hexdigest(), hashlib.md5(done).hexdigest()]
+        digests[0].update(b"more"), digests[1].update(b"more")
+        done += b"more"
 
 
 def test_ten_thousand_parts_hold_a_thousand_gibibytes_and_the_first_are_equal():

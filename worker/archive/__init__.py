@@ -1,7 +1,7 @@
 """S3, the only truth about what is kept: create-only objects, proved before they are visible; receipts; events.
 
 Reading order: `keys` (what stands where), `s3` (one exchange, and what each answer means), `stored` (how an object is marked
-and read back), `upload` (how it gets there), with `spool` and `senders` beneath; `chain` (the record of audits).
+and read back), `upload` (how it gets there), with `spool`, `digest` and `threads` beneath; `chain` (the record of audits).
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ from isal.isal_zlib import crc32
 from worker.archive.chain import Chain, Entry, breaks
 from worker.archive.keys import Layout, stamp
 from worker.archive.s3 import Bucket, StandsError, VanishedError
-from worker.archive.senders import Senders
 from worker.archive.spool import Spool
 from worker.archive.stored import StoredObject, crc32_header, keeping, read_back, stored_object
-from worker.archive.upload import Upload
+from worker.archive.upload import Means, Upload
 from worker.errors import ArchiveRefusedError, ArchiveUnavailableError, HeldError
 from worker.model import JsonObject, Lease, Output, OutputId, Receipt
 from worker.settings import ArchiveSettings
@@ -60,8 +59,7 @@ class Archive:
     def __init__(self, settings: ArchiveSettings, *, spool_bytes: int) -> None:
         self._bucket = Bucket(settings)
         self._layout = Layout(settings.prefix)
-        self._spool = Spool(spool_bytes)
-        self._senders = Senders()
+        self._means = Means(self._bucket, Spool(spool_bytes))
         self.proofs = Chain(self._bucket, self._layout.events("audit"), self._put)  # what audits and verifications found
 
     # --- objects -----------------------------------------------------------------------------------------------------
@@ -109,7 +107,7 @@ class Archive:
         refuses us; with it, the upload waits until that was put right (as long as its lease allows where `keep` is set, else
         for some minutes) instead of dropping the bytes in hand.
         """
-        return Upload(self._bucket, self._spool, self._senders, output, lease, keep=keep, algorithm=algorithm, refused=refused)
+        return Upload(self._means, output, lease, keep=keep, algorithm=algorithm, refused=refused)
 
     def abort_uploads(self, output: Output) -> int:
         """Abort every unfinished multipart upload of `output`; gives how many. For the holder of its lease alone: whoever

@@ -29,6 +29,7 @@ _HEADERS = {
     "SSEKMSKeyId": "x-amz-server-side-encryption-aws-kms-key-id",
     "ObjectLockMode": "x-amz-object-lock-mode",
 }
+_ANSWERED = {"ETag": "ETag", "VersionId": "x-amz-version-id", "ChecksumCRC32": "x-amz-checksum-crc32"}
 
 
 def headers_of(params: Mapping[str, Any]) -> dict[str, str] | None:
@@ -51,7 +52,7 @@ def sign(
 ) -> None:
     """Add to the headers of a PUT what AWS's signature (version 4) wants: date, hash of the body, token, signature.
 
-    All headers are signed; without `sign_body` (under TLS) the body's hash is left out.
+    All headers are signed; without `sign_body` the body's hash is left out.
     """
     parts = urlsplit(url)
     stamp = now.strftime("%Y%m%dT%H%M%SZ")
@@ -116,7 +117,7 @@ class DirectPut:
         if response.status_code in _FOR_THE_CLIENT:
             return None
         if response.status_code == _OK:
-            found = {"ETag": response.headers.get("ETag"), "VersionId": response.headers.get("x-amz-version-id")}
+            found = {name: response.headers.get(header) for name, header in _ANSWERED.items()}
             return {name: value for name, value in found.items() if value is not None}
         answer = {"headers": response.headers, "status_code": response.status_code, "body": response.content}
         raise ClientError(self._parser.parse(answer, self._shape), "PutObject")

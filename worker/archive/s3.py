@@ -106,6 +106,11 @@ class Bucket:
         self.name = settings.bucket
         self._lock = threading.Lock()
         self._client: Any = None
+        # Under TLS our CRC32 is enough. In the clear the signature covers the body as well, until the service shows that it
+        # takes the CRC32: some don't, and to hash a large file twice is a third of its cost.
+        self._in_the_clear = (settings.endpoint_url or "https:").startswith("http:")
+        self._signs_bodies = self._in_the_clear
+        self._may_leave_bodies_out = True
         self._direct: tuple[Any, DirectPut | None] = (None, None)  # the client that it goes with; None: the way is not open
 
     # --- one exchange ------------------------------------------------------------------------------------------------
@@ -123,6 +128,8 @@ class Bucket:
             with self._lock:
                 if self._client is client:
                     self._client = None
+                if self._in_the_clear and not self._signs_bodies:
+                    self._signs_bodies, self._may_leave_bodies_out = True, False  # perhaps that is what it refuses
             body: Any = params.get("Body")
             if hasattr(body, "seek"):
                 body.seek(0)
@@ -166,7 +173,6 @@ class Bucket:
 
     def _new_client(self) -> Any:
         settings = self.settings
-        tls = settings.endpoint_url is None or settings.endpoint_url.startswith("https:")
         config = Config(
             signature_version="s3v4",
             connect_timeout=CONNECT_SECONDS,
@@ -174,10 +180,10 @@ class Bucket:
             max_pool_connections=CONNECTIONS,
             retries={"mode": "standard", "total_max_attempts": 1},  # retries are ours: they ask the lease
             tcp_keepalive=True,
-            # Every body carries our CRC32. Under TLS that is enough; in the clear the signature covers the body as well.
+            # Every body carries our CRC32.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
-            s3={"addressing_style": "path" if settings.endpoint_url else "auto", "payload_signing_enabled": not tls},
+            s3={"addressing_style": "path" if settings.endpoint_url else "auto", "payload_signing_enabled": self._signs_bodies},
         )
         try:
             keys = {
@@ -225,7 +231,15 @@ class Bucket:
             answer = getattr(client, operation)(Bucket=self.name, **params)
             if direct:
                 self._direct = (client, None)
+        if self._signs_bodies and self._may_leave_bodies_out and (checksum := params.get("ChecksumCRC32")):
+            self._heed(client, taken=answer.get("ChecksumCRC32") == checksum)
         return answer
+
+    def _heed(self, client: Any, *, taken: bool) -> None:
+        """A body was taken: if its CRC32 was, too, the signatures to come need not cover bodies."""
+        with self._lock:
+            if taken and self._client is client:
+                self._client, self._signs_bodies = None, False
 
     def _direct_for(self, client: Any) -> DirectPut | None:
         made_for, direct = self._direct

@@ -1,12 +1,11 @@
 """One object on its way to S3: bytes become blocks, blocks become parts, and the object appears only when all of them are in.
 
-A file that fits one block is one conditional PUT. Anything longer is a multipart upload, whose parts are sent by `Senders`
-while the caller goes on writing. What S3 has not taken yet waits in the `Spool`.
+A file that fits one block is one conditional PUT. Anything longer is a multipart upload, whose parts are sent, and
+whose hashes are reckoned, beside the caller, which goes on writing. What S3 has not taken yet waits in the `Spool`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Callable
@@ -19,10 +18,11 @@ from typing import Any, TypeVar
 import structlog
 from isal.isal_zlib import crc32
 
+from worker.archive.digest import Digest
 from worker.archive.s3 import LOOK_SECONDS, Bucket, StandsError, VanishedError, answered
-from worker.archive.senders import Senders
 from worker.archive.spool import BLOCK_BYTES, Block, Body, Spool
 from worker.archive.stored import StoredObject, attributes, crc32_header, read_back, stored_object
+from worker.archive.threads import Threads
 from worker.errors import (
     ArchiveRefusedError,
     ArchiveUnavailableError,
@@ -36,6 +36,9 @@ from worker.model import JsonObject, Lease, OutputId
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
+# Requests in flight at once: more than one core can sign and send, few enough for any service.
+_SENDERS = 16
+_HASHERS = 64  # each batch waits for a core, and for nothing else
 MAX_PARTS = 10_000  # S3's own limit
 # Blocks of one upload that wait in memory: one on its way, one ready, one to spare.
 MEMORY_BLOCKS_EACH = 3
@@ -70,6 +73,16 @@ class _Part:
         return crc32_header(self.crc)
 
 
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What all uploads of a process share."""
+
+    bucket: Bucket
+    spool: Spool
+    senders: Threads = field(default_factory=lambda: Threads("s3-sender", _SENDERS))
+    hashers: Threads = field(default_factory=lambda: Threads("hasher", _HASHERS))
+
+
 class Upload:
     """One object on its way: nothing is visible before `complete`. Bytes wait in memory while S3 keeps up, on disk when not.
 
@@ -79,9 +92,7 @@ class Upload:
 
     def __init__(
         self,
-        bucket: Bucket,
-        spool: Spool,
-        senders: Senders,
+        means: Means,
         output: OutputId,
         lease: Lease,
         *,
@@ -89,13 +100,13 @@ class Upload:
         algorithm: str | None,
         refused: Callable[[ArchiveRefusedError], None] | None,
     ) -> None:
-        self._bucket, self._spool, self._senders = bucket, spool, senders
+        self._bucket, self._spool, self._senders = means.bucket, means.spool, means.senders
         self._output, self._lease, self._keep = output, lease, keep
         self._when_refused = refused
         self._refused_seconds = float("inf") if keep else REFUSED_SECONDS_AT_MOST
         self._refused_since: float | None = None
         self._log = log.bind(source=output.source, job=output.job_id, output=output.output_id)
-        self._hashes = {name: hashlib.new(name, usedforsecurity=False) for name in {"sha256", algorithm or "sha256"}}
+        self._digests = {name: Digest(name, means.hashers) for name in {"sha256", algorithm or "sha256"}}
         self._size = 0
         self._buffer: memoryview | None = None
         self._fill = 0
@@ -103,7 +114,7 @@ class Upload:
         self._attributes: JsonObject | None = None  # the parameters of the request that makes the object; set by `start`
 
         # All below is guarded by this one condition, which the spool notifies too.
-        self._changed = spool.changed
+        self._changed = means.spool.changed
         self._parts: list[_Part] = []
         self._unsent = 0  # parts handed to the senders and not taken by S3 yet
         self._taken_at = 0.0  # when S3 last took a part, or began to have one to take
@@ -125,9 +136,9 @@ class Upload:
         Raises what ended the upload: `ArchiveRefusedError`, `ArchiveUnavailableError` (the unfinished upload vanished and
         no copy is left), `TooLargeError`, `LeaseLostError`, `StoppedError`.
         """
-        with memoryview(data).cast("B") as view:
-            for digest in self._hashes.values():
-                digest.update(view)
+        for digest in self._digests.values():
+            digest.update(data)
+        with memoryview(data) as view:
             self._size += len(view)
             taken = 0
             while taken < len(view):
@@ -159,7 +170,7 @@ class Upload:
 
     def digest(self, algorithm: str) -> str:
         """Hex digest of all bytes written: sha256, or the algorithm asked for when the upload was opened."""
-        return self._hashes[algorithm].hexdigest()
+        return self._digests[algorithm].hexdigest()
 
     def complete(self) -> StoredObject:
         """Make the object visible, create-only. An object that stands there already is read back: equal bytes are adopted,

@@ -1,4 +1,4 @@
-"""A few threads that talk to S3 for all uploads of a process, so that whoever waits for them can keep asking its lease."""
+"""A few threads that work beside those who ask them to, for all uploads of a process."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# Requests in flight at once: more than one core can sign and send, few enough for any service. Idle ones go away.
-SENDERS = 16
 IDLE_SECONDS = 30
 
 
-class Senders:
-    """Up to `SENDERS` threads, begun when they are needed.
+class Threads:
+    """Up to `limit` threads, begun when they are needed; idle ones go away.
 
     Daemons, unlike those of `ThreadPoolExecutor`: a process that stops does not wait a minute for an S3 that hangs.
     """
 
-    def __init__(self, limit: int = SENDERS) -> None:
+    def __init__(self, name: str, limit: int) -> None:
+        self._name = name
         self._limit = limit
         self._lock = threading.Lock()
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -45,7 +44,7 @@ class Senders:
             self._jobs.put(job)
             if self._threads < min(self._pending, self._limit):
                 self._threads += 1
-                threading.Thread(target=self._work, name="s3-sender", daemon=True).start()
+                threading.Thread(target=self._work, name=self._name, daemon=True).start()
         return future
 
     def _work(self) -> None:
