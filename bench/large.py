@@ -154,7 +154,9 @@ _SETTING = """One file of 1 GiB from a vendor to a bucket, both on loopback, {ro
 *× as fast* is the median of the rounds' own ratios. The vendor sends from the kernel's cache (sendfile). Nothing is encrypted.
 
 *lastcall* is a worker's own walk from the claim to the receipt: the download proved whole, unwrapped, hashed (SHA-256), each
-part with a CRC32 and (in the clear) a signature over its bytes, completed create-only, with a receipt and the ledger's
-book-keeping. *CPU* is that of the client's processes, *peak* that of the largest one among them. The others do what their
-command says: none proves that the body was whole, all overwrite what stands there.
+part with a CRC32, completed create-only, with a receipt and the ledger's book-keeping. A service that says which CRC32 it
+took, as the sink and S3 do, gets parts whose signature leaves the bytes out; one that doesn't, here rclone's and Swift, gets
+the bytes signed as well, which in the clear costs a second hash, as it costs the others. *CPU* is that of the client's
+processes, *peak* that of the largest one among them. The others do what their command says: none proves that the body was
+whole, all overwrite what stands there.
 """

@@ -231,14 +231,14 @@ class Bucket:
             answer = getattr(client, operation)(Bucket=self.name, **params)
             if direct:
                 self._direct = (client, None)
-        if self._signs_bodies and self._may_leave_bodies_out and (checksum := params.get("ChecksumCRC32")):
-            self._heed(client, taken=answer.get("ChecksumCRC32") == checksum)
+        if self._signs_bodies and answer.get("ChecksumCRC32", "") == params.get("ChecksumCRC32"):
+            self._leave_bodies_out(client)
         return answer
 
-    def _heed(self, client: Any, *, taken: bool) -> None:
-        """A body was taken: if its CRC32 was, too, the signatures to come need not cover bodies."""
+    def _leave_bodies_out(self, client: Any) -> None:
+        """The service took the CRC32 of a body, so the signatures to come need not cover bodies."""
         with self._lock:
-            if taken and self._client is client:
+            if self._client is client and self._may_leave_bodies_out:
                 self._client, self._signs_bodies = None, False
 
     def _direct_for(self, client: Any) -> DirectPut | None:
