@@ -28,7 +28,7 @@ from kombu.transport.virtual import Message
 
 from worker import alerts, logs, proving, redis_address
 from worker import settings as configuration
-from worker.collect import Outcome, collect
+from worker.collect import Outcome, collect_while
 from worker.daemon import Daemon, open_daemon
 from worker.discover import discover, look, may_call
 from worker.errors import LastcallError, LedgerUnavailableError
@@ -341,12 +341,7 @@ def collect_some() -> str:
 def collect_for(daemon: Daemon, seconds: float) -> list[Outcome]:
     """Collect one output after the other, and begin none once `seconds` have passed or the process is to stop."""
     ends = time.monotonic() + seconds
-    outcomes: list[Outcome] = []
-    while outcome := collect(daemon):
-        outcomes.append(outcome)
-        if daemon.keeper.stopping or time.monotonic() >= ends:
-            break
-    return outcomes
+    return collect_while(daemon, lambda: not daemon.keeper.stopping and time.monotonic() < ends)
 
 
 def told(outcomes: list[Outcome]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -62,23 +63,40 @@ class Outcome:
 
 def collect(daemon: Daemon) -> Outcome | None:
     """Claim the most urgent output and archive it. None: nothing to claim."""
+    return next(iter(collect_while(daemon, lambda: False)), None)
+
+
+def collect_while(daemon: Daemon, more: Callable[[], bool]) -> list[Outcome]:
+    """Claim the most urgent output and archive it, and then the next one, as long as there is one and `more` says so."""
+    outcomes: list[Outcome] = []
     claim = daemon.ledger.claim(daemon.slots)
-    if claim is None:
-        return None
+    while claim:
+        outcome, claim = _collect(daemon, claim, more)
+        outcomes.append(outcome)
+        if outcome.archived is None and more():
+            claim = daemon.ledger.claim(daemon.slots)
+    return outcomes
+
+
+def _collect(daemon: Daemon, claim: Claim, more: Callable[[], bool]) -> tuple[Outcome, Claim | None]:
+    """Archive what was claimed. Once it is, it is settled and the next one claimed in one call of the ledger, if `more`."""
     output = claim.output.id
     with structlog.contextvars.bound_contextvars(output=str(output)), daemon.keeper.holding(claim) as lease:
         began = datetime.now(UTC)
         try:
             done = _archive(daemon, claim, lease)
         except LastcallError as exc:
-            return Outcome(output, settle(daemon, claim, lease, exc))
+            return Outcome(output, settle(daemon, claim, lease, exc)), None
         except Exception as exc:  # a defect: the output stays owed, and Celery shows the task as failed
             again(daemon, claim, lease, f"defect: {type(exc).__name__}", None)
             raise
         seconds = (datetime.now(UTC) - began).total_seconds()
         usual = None if claim.recheck else seconds  # looking first for what stands there may make an attempt shorter or longer
         receipt = done.receipt
-        daemon.ledger.archived(
+        if done.refused:
+            bucket_works(daemon)
+        following = daemon.ledger.archived_then_claim(
+            daemon.slots if more() else {},
             output,
             receipt.key,
             receipt.size,
@@ -87,10 +105,9 @@ def collect(daemon: Daemon) -> Outcome | None:
             downloaded=done.downloaded,
             found=not done.downloaded,
         )
-        if done.refused:
-            bucket_works(daemon)
         log.info("archived", size=receipt.size, sha256=receipt.sha256, downloads=receipt.downloads, seconds=round(seconds, 3))
-        return Outcome(output, f"archived {receipt.filename}, {receipt.size:,} bytes in {seconds:.1f} s", receipt.size)
+        what = f"archived {receipt.filename}, {receipt.size:,} bytes in {seconds:.1f} s"
+        return Outcome(output, what, receipt.size), following
 
 
 @dataclass(frozen=True, slots=True)

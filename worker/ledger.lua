@@ -48,7 +48,12 @@ for i = 3, #ARGV do a[#a + 1] = ARGV[i] end
 
 local function num(n) return string.format('%.6f', n) end
 local function rec(id) return P .. 'o:' .. id end
-local function source_of(id) return string.match(id, '^([^/]+)/') end
+local source_by_id = {}
+local function source_of(id)
+  local source = source_by_id[id] or string.match(id, '^([^/]+)/')
+  source_by_id[id] = source
+  return source
+end
 local function key(set, id) return P .. set .. ':' .. source_of(id) end
 local function get(id, field) return call('HGET', rec(id), field) end
 
@@ -125,14 +130,17 @@ local function note(id, text)
   call('HSET', rec(id), 'hi', history)
 end
 
-local function count(metric, label, by) call('HINCRBYFLOAT', P .. 'm:' .. metric, label, by) end
+local function count(metric, label, by) call('HINCRBY', P .. 'm:' .. metric, label, by) end
 
--- Takes an output out of every index that its state put it into.
+-- Whether a state is one of `open`.
+local function is_open(st) return st == 'owed' or st == 'claimed' end
+
+-- Takes an output out of every index that its state put it into, save `open`.
 local function unindex(id, st)
   if st == 'owed' then
-    call('ZREM', key('owed', id), id); call('ZREM', key('later', id), id); call('ZREM', key('open', id), id)
+    if call('ZREM', key('owed', id), id) == 0 then call('ZREM', key('later', id), id) end
   elseif st == 'claimed' then
-    call('ZREM', key('claimed', id), id); call('ZREM', key('open', id), id)
+    call('ZREM', key('claimed', id), id)
   elseif st == 'lost' then
     call('ZREM', key('lost', id), id); call('ZREM', key('explained', id), id)
     call('ZREM', key('probe', id), id); call('ZREM', key('claimed', id), id)
@@ -143,17 +151,17 @@ end
 
 -- The one way to change a state.
 local function move(id, st, until_)
-  unindex(id, get(id, 'st'))
-  local dl = get(id, 'dl')
+  local was, dl = unpack(call('HMGET', rec(id), 'st', 'dl'))
+  unindex(id, was)
+  if is_open(st) and not is_open(was) then call('ZADD', key('open', id), dl, id) end
+  if is_open(was) and not is_open(st) then call('ZREM', key('open', id), id) end
   call('HSET', rec(id), 'st', st)
   if st ~= 'claimed' then call('HDEL', rec(id), 'fe', 'wk') end
   if st == 'owed' then
     local nb = until_ or 0
     if nb > 0 then call('HSET', rec(id), 'nb', num(nb)) else call('HDEL', rec(id), 'nb') end
-    call('ZADD', key('open', id), dl, id)
     if nb > now then call('ZADD', key('later', id), num(nb), id) else call('ZADD', key('owed', id), latest_start(id), id) end
   elseif st == 'claimed' then
-    call('ZADD', key('open', id), dl, id)
     call('ZADD', key('claimed', id), num(until_), id)
   elseif st == 'lost' then
     call('ZADD', key(call('HEXISTS', rec(id), 'ak') == 1 and 'explained' or 'lost', id), dl, id)
@@ -182,8 +190,7 @@ local function truce(lease)
 end
 
 -- A lease that ended: the output is owed again at once, and the next attempt looks for what the dead worker left.
-local function expire_leases(source, lease)
-  if truce(lease) then return end
+local function expire_leases(source)
   for _, id in ipairs(call('ZRANGEBYSCORE', P .. 'claimed:' .. source, '-inf', num(now), 'LIMIT', 0, 100)) do
     local st = get(id, 'st')
     if st == 'claimed' then
@@ -206,9 +213,8 @@ local function promote(source)
   end
 end
 
--- A source's own pause is over when its time is up; the pause of everything lasts until somebody found the bucket well.
+-- Whether a source is paused or hushed. That is over when its time is up.
 local function stopped(source)
-  if call('EXISTS', P .. 'pause:*') == 1 then return true end
   for _, name in ipairs({ 'pause:' .. source, 'hush:' .. source }) do
     local until_ = call('HGET', P .. name, 'until')
     if until_ and tonumber(until_) > now then return true end
@@ -217,12 +223,15 @@ local function stopped(source)
 end
 
 local ALIVE_SECONDS = 15 -- since a worker last said so
+local MOST_AT_ONCE = 1000 -- values of a call, since Lua unpacks no more than some 8,000
 
 -- How many outputs the living workers can collect at once.
 local function capacity()
-  local total = 0
-  for _, worker in ipairs(call('ZRANGEBYSCORE', P .. 'workers', num(now - ALIVE_SECONDS), '+inf')) do
-    total = total + tonumber(call('HGET', P .. 'slots', worker) or '0')
+  local workers, total = call('ZRANGEBYSCORE', P .. 'workers', num(now - ALIVE_SECONDS), '+inf'), 0
+  for i = 1, #workers, MOST_AT_ONCE do
+    for _, slots in ipairs(call('HMGET', P .. 'slots', unpack(workers, i, math.min(#workers, i + MOST_AT_ONCE - 1)))) do
+      total = total + tonumber(slots or '0')
+    end
   end
   return total
 end
@@ -254,14 +263,16 @@ end
 -- slots, and while it rests only what is left if the others took all they may: a vendor that hangs or trickles never fills a worker.
 -- What would be too late after the rest is not kept back while nobody else has anything for a slot that is free.
 local function rooms(lease, most, ...)
-  local sources, list, held = { ... }, {}, 0
-  for i = 1, #sources, 2 do
-    local one = { name = sources[i], limit = tonumber(sources[i + 1]) }
-    expire_leases(one.name, lease)
+  local limits, list, held = { ... }, {}, 0
+  local leases_end = not truce(lease)
+  local all_stopped = call('EXISTS', P .. 'pause:*') == 1 -- until somebody found the bucket well
+  for i = 1, #limits, 2 do
+    local one = { name = limits[i], limit = tonumber(limits[i + 1]) }
+    if leases_end then expire_leases(one.name) end
     promote(one.name)
     one.held = call('ZCARD', P .. 'claimed:' .. one.name)
     held = held + one.held
-    if not stopped(one.name) then list[#list + 1] = one end
+    if not all_stopped and not stopped(one.name) then list[#list + 1] = one end
   end
   local share, wanted, waiting = math.max(1, math.floor(most / math.max(1, #list))), 0, false
   for _, one in ipairs(list) do
@@ -295,9 +306,11 @@ local function counted(id, source) return get(id, 'ct') == (call('GET', P .. 'co
 
 -- Counts a receipt, once in each count. What the ledger does not know is listed by the bucket alone, and only once. Gives whether it did.
 local function count_receipt(id, source)
-  if counted(id, source) then return false end
+  local present = call('GET', P .. 'counting:' .. source) or '0'
+  local st, ct = unpack(call('HMGET', rec(id), 'st', 'ct'))
+  if ct == present then return false end
   call('INCR', P .. 'tally:' .. source)
-  if get(id, 'st') then call('HSET', rec(id), 'ct', call('GET', P .. 'counting:' .. source) or '0') end
+  if st then call('HSET', rec(id), 'ct', present) end
   return true
 end
 
@@ -309,17 +322,127 @@ local function server()
   return type(info) == 'string' and string.match(info, 'run_id:(%w+)') or ''
 end
 
--- Whether this server has begun the epoch, as far as it can be told: who may not ask who serves has nothing to doubt it by.
-local function begun_here(present)
-  local begun_by = call('HGET', P .. 'epoch', 'server')
-  return begun_by and (present == '' or begun_by == present)
-end
+-- Whether the server that is here now has begun the epoch, as far as it can be told: who may not ask who serves has nothing to
+-- doubt it by.
+local function begun_here(present, begun_by) return begun_by and (present == '' or begun_by == present) end
 
 -- Whether claims are given: not before the epoch is open, and not by a server that has not begun it.
 local function claims_given()
-  local open_at = call('HGET', P .. 'epoch', 'open_at')
-  return open_at and tonumber(open_at) <= now and begun_here(server())
+  local open_at, begun_by = unpack(call('HMGET', P .. 'epoch', 'open_at', 'server'))
+  return open_at and tonumber(open_at) <= now and begun_here(server(), begun_by)
 end
+
+-- The head of what a source owes, and of that what can still be there by its deadline; each {output, latest start}, {} for none.
+local function heads(source)
+  local owed = P .. 'owed:' .. source
+  local head = call('ZRANGE', owed, 0, 0, 'WITHSCORES')
+  if not head[1] or tonumber(head[2]) > now then return {}, head end
+  return head, call('ZRANGEBYSCORE', owed, '(' .. num(now), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+end
+
+local function sooner(a, b)
+  return a[1] and (not b or tonumber(a[2]) < tonumber(b[2])) and a or b
+end
+
+local LATE_TURNS = 16 -- of so many claims one is for what is too late already,
+local SOON_SECONDS = 900 -- while something else can be in time that must begin so soon
+
+-- claim WORKER LEASE [SOURCE SLOTS]…: leases the most urgent output that may be claimed now: of all that wait, the one that must
+-- begin first. What can hardly be in time any more comes before all that has time enough, and gets the first of `LATE_TURNS`
+-- claims where something has not: with more to fetch than time, each late output makes the next one late, until all are. Gives {} when there is none, else {id, fence, document,
+-- its words, field, value, …}.
+function commands.claim(worker, lease, ...)
+  if not claims_given() then return {} end
+  local late, in_time, probe
+  for _, one in ipairs((rooms(lease, capacity(), ...))) do
+    local source = one.name
+    if one.room > 0 then
+      local too_late, saved = heads(source)
+      late, in_time = sooner(too_late, late), sooner(saved, in_time)
+      probe = probe or call('ZRANGEBYSCORE', P .. 'probe:' .. source, '-inf', num(now), 'LIMIT', 0, 1)[1]
+    end
+  end
+  local best = late or in_time
+  if late and in_time and tonumber(in_time[2]) <= now + SOON_SECONDS then
+    if call('INCR', P .. 'turn') % LATE_TURNS ~= 1 then best = in_time end
+  end
+  best = best and best[1]
+  local id = best or probe
+  if not id then return {} end
+  local fence
+  if best then
+    move(id, 'claimed', now + tonumber(lease))
+    call('HINCRBY', rec(id), 'at', 1)
+    if get(id, 'ep') ~= epoch_number() then call('HSET', rec(id), 'rc', '1') end
+    fence = take_fence(id, worker)
+  else
+    call('ZREM', key('probe', id), id)
+    call('HINCRBY', rec(id), 'pr', 1)
+    call('ZADD', key('claimed', id), num(now + tonumber(lease)), id)
+    fence = take_fence(id, worker)
+  end
+  local doc = call('HGET', key('doc', id), id)
+  local reply = { id, fence, doc, call('HGET', key('words', id), string.sub(doc, 1, WORDS_ID_BYTES)) }
+  for _, v in ipairs(call('HGETALL', rec(id))) do reply[#reply + 1] = v end
+  return reply
+end
+
+-- hushed SOURCE: for how long nobody calls the source, as a negative number; 0 when it may be called.
+function commands.hushed(source)
+  local hush = tonumber(call('HGET', P .. 'hush:' .. source, 'until') or '0')
+  return hush > now and num(now - hush) or '0'
+end
+
+-- spend ID FENCE DOWNLOADS: a download is about to be made; DOWNLOADS is its number where the vendor counts, '' elsewhere.
+-- Gives its number, and for how long the source is hushed, see `hushed`: then nothing is counted and none may be made, save where
+-- the vendor counts, since that one is written down already.
+function commands.spend(id, fence, downloads)
+  if not owns(id, fence) then return { -1, '0' } end
+  local hushed = downloads == '' and commands.hushed(source_of(id)) or '0'
+  if hushed ~= '0' then return { 0, hushed } end
+  if downloads == '' then return { call('HINCRBY', rec(id), 'dn', 1), hushed } end
+  call('HSET', rec(id), 'dn', downloads)
+  return { tonumber(downloads), hushed }
+end
+
+-- Its receipt stands. True whoever says so; counted once. Gives 1 when this call counted it. When the ledger was lost while the receipt was written, or did not know the output when it was counted, nobody knows
+-- whether the count saw it: count again.
+local function settle(id, object, bytes, unproven, seconds, downloaded, found)
+  local st, ready, as = unpack(call('HMGET', rec(id), 'st', 'rd', 'as'))
+  local source = source_of(id)
+  if downloaded == '1' then count('downloads', source .. '|ok', 1) end
+  if not st or as or (found == '1' and not counted(id, source)) then call('SADD', P .. 'recount', source) end
+  if not st or st == 'archived' then return 0 end
+  note(id, 'archived')
+  call('HSET', rec(id), 'ky', object, 'er', '')
+  move(id, 'archived')
+  local latency = math.max(0, now - tonumber(ready))
+  for _, bound in ipairs({ '1', '5', '15', '60', '300', '900', '3600', '14400', '86400', '604800', '+Inf' }) do
+    if bound == '+Inf' or latency <= tonumber(bound) then
+      count('ready_to_archived', source .. '|' .. bound, 1)
+      break
+    end
+  end
+  call('HINCRBYFLOAT', P .. 'm:ready_to_archived_sum', source, num(latency))
+  attempted(source, true)
+  if seconds ~= '' then learn(source, tonumber(bytes), tonumber(seconds)) end
+  if found ~= '1' and count_receipt(id, source) then call('INCR', P .. 'count:' .. source) end
+  count('archived', source, 1)
+  count('archived_bytes', source, bytes)
+  remember(id, object, bytes)
+  if unproven == '1' then count('unproven', source, 1) end
+  return 1
+end
+
+-- archived ID KEY BYTES UNPROVEN SECONDS DOWNLOADED FOUND [WORKER LEASE [SOURCE SLOTS]…]: its receipt stands; it took so long (''
+-- when that says nothing of the next one), and '1' a download; FOUND '1': it stood before. A WORKER takes the next one in the
+-- same call. Gives {1 when this call counted it, what `claim` gives}.
+function commands.archived(id, object, bytes, unproven, seconds, downloaded, found, ...)
+  return { settle(id, object, bytes, unproven, seconds, downloaded, found), ... and commands.claim(...) or {} }
+end
+
+-- What each output takes stands above: to make the functions below takes Redis as long as to claim one.
+if commands[command] then return commands[command](unpack(a)) end
 
 local ASSERT_SECONDS = 2 -- in which whoever holds an output says so; keepers look for Redis every second while it is away
 
@@ -335,7 +458,7 @@ end
 -- begin ID: makes ID the epoch unless this server has begun one. Gives its id and its open_at ('' = nobody may claim yet).
 function commands.begin(new)
   local present = server()
-  if not begun_here(present) then
+  if not begun_here(present, call('HGET', P .. 'epoch', 'server')) then
     if call('HEXISTS', P .. 'epoch', 'id') == 1 then doubt() end
     call('HSET', P .. 'epoch', 'id', new, 'born', num(now), 'server', present)
     call('HINCRBY', P .. 'epoch', 'n', 1)
@@ -434,68 +557,13 @@ function commands.known_lost(id, dl, doc, words, ready, size, reason, acknowledg
   return 1
 end
 
--- The head of what a source owes, and of that what can still be there by its deadline; each {output, latest start}, {} for none.
-local function heads(source)
-  local owed = P .. 'owed:' .. source
-  local head = call('ZRANGE', owed, 0, 0, 'WITHSCORES')
-  if not head[1] or tonumber(head[2]) > now then return {}, head end
-  return head, call('ZRANGEBYSCORE', owed, '(' .. num(now), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
-end
-
-local function sooner(a, b)
-  return a[1] and (not b or tonumber(a[2]) < tonumber(b[2])) and a or b
-end
-
-local LATE_TURNS = 16 -- of so many claims one is for what is too late already,
-local SOON_SECONDS = 900 -- while something else can be in time that must begin so soon
-
--- claim WORKER LEASE [SOURCE SLOTS]…: leases the most urgent output that may be claimed now: of all that wait, the one that must
--- begin first. What can hardly be in time any more comes before all that has time enough, and gets the first of `LATE_TURNS`
--- claims where something has not: with more to fetch than time, each late output makes the next one late, until all are. Gives {} when there is none, else {id, fence, document,
--- its words, field, value, …}.
-function commands.claim(worker, lease, ...)
-  if not claims_given() then return {} end
-  local late, in_time, probe
-  for _, one in ipairs((rooms(lease, capacity(), ...))) do
-    local source = one.name
-    if one.room > 0 then
-      local too_late, saved = heads(source)
-      late, in_time = sooner(too_late, late), sooner(saved, in_time)
-      probe = probe or call('ZRANGEBYSCORE', P .. 'probe:' .. source, '-inf', num(now), 'LIMIT', 0, 1)[1]
-    end
-  end
-  local best = late or in_time
-  if late and in_time and tonumber(in_time[2]) <= now + SOON_SECONDS then
-    if call('INCR', P .. 'turn') % LATE_TURNS ~= 1 then best = in_time end
-  end
-  best = best and best[1]
-  local id = best or probe
-  if not id then return {} end
-  local fence
-  if best then
-    move(id, 'claimed', now + tonumber(lease))
-    call('HINCRBY', rec(id), 'at', 1)
-    if get(id, 'ep') ~= epoch_number() then call('HSET', rec(id), 'rc', '1') end
-    fence = take_fence(id, worker)
-  else
-    call('ZREM', key('probe', id), id)
-    call('HINCRBY', rec(id), 'pr', 1)
-    call('ZADD', key('claimed', id), num(now + tonumber(lease)), id)
-    fence = take_fence(id, worker)
-  end
-  local doc = call('HGET', key('doc', id), id)
-  local reply = { id, fence, doc, call('HGET', key('words', id), string.sub(doc, 1, WORDS_ID_BYTES)) }
-  for _, v in ipairs(call('HGETALL', rec(id))) do reply[#reply + 1] = v end
-  return reply
-end
-
 -- wakeups QUEUE LEASE [SOURCE SLOTS]…: how many messages are missing in QUEUE, so that every free slot of a living worker that
 -- could claim something is woken.
 function commands.wakeups(queue, lease, ...)
   if not claims_given() then return 0 end
   local most, total = capacity(), 0
-  local sources, held = rooms(lease, most, ...)
-  for _, one in ipairs(sources) do
+  local list, held = rooms(lease, most, ...)
+  for _, one in ipairs(list) do
     local ready = call('ZCARD', P .. 'owed:' .. one.name) + call('ZCOUNT', P .. 'probe:' .. one.name, '-inf', num(now))
     total = total + math.max(0, math.min(one.room, ready))
   end
@@ -548,37 +616,6 @@ function commands.renew(new, lease, worker, ...)
     end
   end
   return fences
-end
-
--- archived ID KEY BYTES UNPROVEN SECONDS DOWNLOADED FOUND: its receipt stands; it took so long ('' when that says nothing of the
--- next one), and '1' a download; FOUND '1': it stood before. True whoever says so; counted once. Gives 1 when this call counted it.
--- When the ledger was lost while the receipt was written, or did not know the output when it was counted, nobody knows
--- whether the count saw it: count again.
-function commands.archived(id, object, bytes, unproven, seconds, downloaded, found)
-  local st = get(id, 'st')
-  local source = source_of(id)
-  if downloaded == '1' then count('downloads', source .. '|ok', 1) end
-  if not st or get(id, 'as') or (found == '1' and not counted(id, source)) then call('SADD', P .. 'recount', source) end
-  if not st or st == 'archived' then return 0 end
-  note(id, 'archived')
-  call('HSET', rec(id), 'ky', object, 'er', '')
-  move(id, 'archived')
-  local latency = math.max(0, now - tonumber(get(id, 'rd')))
-  for _, bound in ipairs({ '1', '5', '15', '60', '300', '900', '3600', '14400', '86400', '604800', '+Inf' }) do
-    if bound == '+Inf' or latency <= tonumber(bound) then
-      count('ready_to_archived', source .. '|' .. bound, 1)
-      break
-    end
-  end
-  count('ready_to_archived_sum', source, num(latency))
-  attempted(source, true)
-  if seconds ~= '' then learn(source, tonumber(bytes), tonumber(seconds)) end
-  if found ~= '1' and count_receipt(id, source) then call('INCR', P .. 'count:' .. source) end
-  count('archived', source, 1)
-  count('archived_bytes', source, bytes)
-  remember(id, object, bytes)
-  if unproven == '1' then count('unproven', source, 1) end
-  return 1
 end
 
 -- The name of the present count of receipts, which no other count ever has.
@@ -702,21 +739,6 @@ function commands.lose(id, fence, reason, err)
   return 1
 end
 
--- spend ID FENCE DOWNLOADS: a download is about to be made; DOWNLOADS is its number where the vendor counts, '' elsewhere.
--- Gives its number, and for how long the source is hushed, see `hushed`: then nothing is counted and none may be made, save where
--- the vendor counts, since that one is written down already.
-function commands.spend(id, fence, downloads)
-  if not owns(id, fence) then return { -1, '0' } end
-  local hushed = downloads == '' and commands.hushed(source_of(id)) or '0'
-  if hushed ~= '0' then return { 0, hushed } end
-  if downloads ~= '' then
-    call('HSET', rec(id), 'dn', downloads)
-  else
-    call('HINCRBY', rec(id), 'dn', 1)
-  end
-  return { tonumber(get(id, 'dn')), hushed }
-end
-
 -- retry ID: owed at once. Gives the state it was in, '' when unknown.
 function commands.retry(id)
   local st = get(id, 'st')
@@ -767,12 +789,6 @@ function commands.backlog(source, most)
     reply[#reply + 1] = { dl, num(expected(source, size)), nb or '0', st == 'claimed' and '1' or '' }
   end
   return reply
-end
-
--- hushed SOURCE: for how long nobody calls the source, as a negative number; 0 when it may be called.
-function commands.hushed(source)
-  local hush = tonumber(call('HGET', P .. 'hush:' .. source, 'until') or '0')
-  return hush > now and num(now - hush) or '0'
 end
 
 -- pace SOURCE INTERVAL MOST: one call's turn (GCRA without burst). Gives how long to wait for it; nothing is taken when that

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from worker.documents import Documents
 from worker.errors import LeaseLostError, OutputGoneError
@@ -298,7 +298,9 @@ class Ledger:
     def claim(self, slots: Mapping[str, int]) -> Claim | None:
         """Lease the most urgent output that may be claimed now, over all sources of `slots` (source → most at once)."""
         asked_at = time.monotonic()
-        reply = self._keys.run("claim", self.worker, self.lease_seconds, *_flat(slots))
+        return self._claimed(self._keys.run("claim", self.worker, self.lease_seconds, *_flat(slots)), asked_at)
+
+    def _claimed(self, reply: list[bytes], asked_at: float) -> Claim | None:
         if not reply:
             return None
         identity, fence = reply[0].decode(), reply[1].decode()
@@ -348,8 +350,45 @@ class Ledger:
         `seconds`: from claim to receipt, None where that tells nothing of how long the source's outputs take. `downloaded`:
         a download that went well is counted. `found`: it, or its object, stood before, so it may be counted already.
         """
+        counted, _ = self._settle_archived(
+            (), output, key, size, unproven=unproven, seconds=seconds, downloaded=downloaded, found=found
+        )
+        return bool(counted)
+
+    def archived_then_claim(
+        self,
+        slots: Mapping[str, int],
+        output: OutputId,
+        key: str,
+        size: int,
+        *,
+        unproven: bool,
+        seconds: float | None,
+        downloaded: bool,
+        found: bool,
+    ) -> Claim | None:
+        """`archived`, and then `claim`, in one call. With no `slots`, nothing is claimed."""
+        asked_at = time.monotonic()
+        claim = (self.worker, self.lease_seconds, *_flat(slots)) if slots else ()
+        _, claimed = self._settle_archived(
+            claim, output, key, size, unproven=unproven, seconds=seconds, downloaded=downloaded, found=found
+        )
+        return self._claimed(claimed, asked_at)
+
+    def _settle_archived(
+        self,
+        claim: tuple[str | float, ...],
+        output: OutputId,
+        key: str,
+        size: int,
+        *,
+        unproven: bool,
+        seconds: float | None,
+        downloaded: bool,
+        found: bool,
+    ) -> Any:
         took = "" if seconds is None else seconds
-        return bool(self._keys.run("archived", str(output), key, size, int(unproven), took, int(downloaded), int(found)))
+        return self._keys.run("archived", str(output), key, size, int(unproven), took, int(downloaded), int(found), *claim)
 
     def again(self, output: OutputId, fence: str, not_before: datetime, error: str, *, lost_seconds: float = 0.0) -> bool:
         """Settle: a passing fault; owed again, not before `not_before`. False when the lease is no longer ours.

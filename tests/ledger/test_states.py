@@ -192,7 +192,7 @@ class Machine(RuleBasedStateMachine):
     @rule(
         number=st.integers(0, 4),
         how=st.sampled_from(
-            ["again", "release", "hold", "gone", "gone", "gone five", "other", "spend", "archived", "archived"]
+            ["again", "release", "hold", "gone", "gone", "gone five", "other", "spend", "archived", "archived", "and next"]
         ),
         wait=st.sampled_from([-5, 0, 7, 100]),
     )
@@ -206,6 +206,7 @@ class Machine(RuleBasedStateMachine):
             "other": lambda: self.other_answer(number),
             "spend": lambda: self.spend(number),
             "archived": lambda: self.archived(number),
+            "and next": lambda: self.archived_then_claim(number),
         }[how]()
 
     @rule(worker=workers, identity=identities, finish=st.booleans())
@@ -313,8 +314,9 @@ class Machine(RuleBasedStateMachine):
     # --- claims ------------------------------------------------------------------------------------------------------
 
     def claim(self, worker: str) -> None:
-        expected = self.model.claimable()
-        claim: Claim | None = self.ledgers[worker].claim(SLOTS)
+        self.claimed(worker, self.model.claimable(), self.ledgers[worker].claim(SLOTS))
+
+    def claimed(self, worker: str, expected: tuple[OutputId, bool] | None, claim: Claim | None) -> None:
         assert (claim and (claim.output.id, claim.probe)) == expected
         if claim is None:
             return
@@ -433,13 +435,26 @@ class Machine(RuleBasedStateMachine):
     def archived(self, number: int) -> None:
         if found := self.holder(number):
             one, entry, _ = found
-            counts = entry is not None and entry.state != "archived"
-            assert self.ledger.archived(one.output.id, "key", 10, unproven=False) == counts
-            if entry is not None and counts:
-                self.model.settle(entry, "archived")
-                entry.seen_at = self.model.now
-                self.model.count[one.output.id.source] += not entry.counted
-                entry.counted = True
+            assert self.ledger.archived(one.output.id, "key", 10, unproven=False) == self.kept(one, entry)
+
+    def archived_then_claim(self, number: int) -> None:
+        """What two calls do, in one."""
+        if found := self.holder(number):
+            one, entry, _ = found
+            self.kept(one, entry)
+            how: Any = {"unproven": False, "seconds": None, "downloaded": True, "found": False}
+            claim = self.ledgers[one.worker].archived_then_claim(SLOTS, one.output.id, "key", 10, **how)
+            self.claimed(one.worker, self.model.claimable(), claim)
+
+    def kept(self, one: Holder, entry: Entry | None) -> bool:
+        """Its receipt stands. Gives whether that is news."""
+        if entry is None or entry.state == "archived":
+            return False
+        self.model.settle(entry, "archived")
+        entry.seen_at = self.model.now
+        self.model.count[one.output.id.source] += not entry.counted
+        entry.counted = True
+        return True
 
     @rule(source=st.sampled_from(list(SLOTS)), unknown=st.integers(0, 3), known=st.sets(identities))
     def count_receipts(self, source: str, unknown: int, known: set[OutputId]) -> None:
