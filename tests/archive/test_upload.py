@@ -13,6 +13,7 @@ import time
 
 import pytest
 
+from worker.archive import direct
 from worker.archive.digest import Digest
 from worker.archive.spool import BLOCK_BYTES, Spool
 from worker.archive.threads import Threads
@@ -240,11 +241,16 @@ def test_end_of_the_lease_ends_a_write_that_waits(world, output, lease, faults, 
     assert world.keys() == []
 
 
-def test_stop_is_prompt_while_s3_hangs(world, output, lease, faults):
-    """A stopping process has 30 s; S3 may be silent for a minute."""
+@pytest.mark.parametrize("directly", [False, True])
+def test_stop_is_prompt_while_s3_hangs(world, output, lease, faults, directly, monkeypatch):
+    """A stopping process has 30 s; S3 may be silent for a minute. The first PUT is the client's, the next ones not."""
+    monkeypatch.setitem(direct.CONTEXT, "read_timeout", 1)
     gate = threading.Event()
+    archive = world.archive()
+    for name in ("b.csv", "c.csv") if directly else ():
+        begin(archive, output, lease, name=name).complete()
     world.proxy.fault("PUT", "a.csv", faults.hold(gate))
-    upload = begin(world.archive(), output, lease)
+    upload = begin(archive, output, lease)
     upload.write(b"small")
     threading.Timer(0.3, lease.end, (StoppedError("stopping"),)).start()
     before = time.monotonic()

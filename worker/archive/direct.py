@@ -19,6 +19,10 @@ from botocore.exceptions import ClientError
 from botocore.parsers import create_parser
 
 _OK = 200
+# Of silence on a connection that stands: the body is small, so an answer comes soon, or the next try will get one. Whoever
+# waits for it does not ask its lease meanwhile.
+ANSWER_SECONDS = 5
+CONTEXT = {"read_timeout": ANSWER_SECONDS}
 _FOR_THE_CLIENT = frozenset({301, 302, 303, 307, 308, 400, 401, 403, 501})  # it may know better, also how to sign
 _HEADERS = {
     "ContentType": "content-type",
@@ -112,7 +116,7 @@ class DirectPut:
             now=datetime.now(UTC),
         )
         headers["user-agent"] = "lastcall"
-        request = AWSPreparedRequest("PUT", url, headers, params["Body"], stream_output=False)
+        request = AWSPreparedRequest("PUT", url, headers, params["Body"], stream_output=False, context=CONTEXT)
         response = self._client._endpoint.http_session.send(request)  # noqa: SLF001 - proxies, trust and pools are settled there
         if response.status_code in _FOR_THE_CLIENT:
             return None

@@ -7,6 +7,7 @@ package: `NotThereError`, `StandsError` and `VanishedError`.
 from __future__ import annotations
 
 import email.utils
+import itertools
 import random
 import threading
 import time
@@ -24,7 +25,14 @@ from botocore import exceptions as botocore_exceptions
 from botocore.config import Config
 
 from worker.archive.direct import DirectPut, usable
-from worker.errors import ArchiveRefusedError, ArchiveUnavailableError, ConfigurationError, HeldError, TooLargeError
+from worker.errors import (
+    ArchiveRefusedError,
+    ArchiveUnavailableError,
+    ConfigurationError,
+    HeldError,
+    LastcallError,
+    TooLargeError,
+)
 from worker.model import JsonObject, Lease
 from worker.settings import ArchiveSettings
 
@@ -144,6 +152,20 @@ class Bucket:
 
         A refusal ends it at once, unless `lease` is a `Holder` that goes on.
         """
+        try:
+            return work()
+        except (ArchiveUnavailableError, ArchiveRefusedError) as exc:
+            failure = exc
+        return self.patiently_after(failure, lease, work)
+
+    def patiently_after(self, failure: LastcallError, lease: Lease | None, work: Callable[[], T]) -> T:
+        """`patiently`, where the first try was made already, and ended so."""
+        tries = itertools.count()
+
+        def attempt() -> T:
+            if next(tries) == 0:
+                raise failure
+            return work()
 
         def may_pass(exc: BaseException) -> bool:
             if isinstance(exc, ArchiveRefusedError):
@@ -162,7 +184,7 @@ class Bucket:
             before_sleep=_tell_once,
             reraise=True,
         )
-        return retrying(work)
+        return retrying(attempt)
 
     def client(self) -> Any:
         """Give the client, made when it is first needed and again after a refusal."""
@@ -240,6 +262,12 @@ class Bucket:
         with self._lock:
             if self._client is client and self._may_leave_bodies_out:
                 self._client, self._signs_bodies = None, False
+
+    @property
+    def puts_within_seconds(self) -> bool:
+        """Whether `put_object` of bytes is answered, or has failed, within seconds; the client waits for `READ_SECONDS`."""
+        client, direct = self._direct
+        return direct is not None and client is self._client
 
     def _direct_for(self, client: Any) -> DirectPut | None:
         made_for, direct = self._direct

@@ -178,7 +178,7 @@ class Upload:
         """
         if self._attributes is None:
             raise ValueError("an upload is started before it is completed")
-        stored = self._complete_parts() if self._parts else self._in_background(self._put)
+        stored = self._complete_parts() if self._parts else self._put()
         self._completed = True
         self.abort()  # nothing is left to abort but what the object did not need
         return stored
@@ -438,16 +438,21 @@ class Upload:
         if self._buffer is not None:
             content = self._buffer[: self._fill]
         block = Block(len(content), buffer=content)
+        at_once = len(content) <= _AT_ONCE_BYTES
         params = {**(self._attributes or {}), "ChecksumCRC32": crc32_header(crc32(content)), "IfNoneMatch": "*"}
 
         def attempt() -> JsonObject:
-            body = bytes(content) if len(content) <= _AT_ONCE_BYTES else Body(self._spool, [block])
+            body = bytes(content) if at_once else Body(self._spool, [block])
             return dict(self._bucket.ask("put_object", Body=body, **params))
 
         try:
-            answer = self._bucket.patiently(self, attempt)
+            answer = (
+                self._here(attempt)
+                if at_once and self._bucket.puts_within_seconds
+                else self._in_background(lambda: self._bucket.patiently(self, attempt))
+            )
         except StandsError:
-            return self._adopt()
+            return self._in_background(self._adopt)
         return stored_object(self._key, {**params, "ContentLength": self._size, **answer}, self._output)
 
     def _adopt(self) -> StoredObject:
@@ -485,6 +490,14 @@ class Upload:
                 if future.done():  # then it is what `work` raised
                     raise
             self._lease.check()
+
+    def _here(self, attempt: Callable[[], T]) -> T:
+        """Make a first try, which is over within seconds, in this thread; whatever it takes after that, in the background."""
+        try:
+            return self._at_work(attempt)
+        except (ArchiveRefusedError, ArchiveUnavailableError) as exc:
+            failure = exc
+        return self._in_background(lambda: self._bucket.patiently_after(failure, self, attempt))
 
     def _at_work(self, work: Callable[[], T]) -> T:
         """Do `work` and be counted meanwhile, so that no buffer is taken from under a request."""
