@@ -24,7 +24,7 @@ demo: $(READY) ## the whole daemon against four simulated vendors, a real Redis 
 	@lastcall demo $(ARGS)
 
 test: $(READY) ## the full test suite; ARGS="tests/test_settings.py -x" for a part of it
-	@python -m pytest -q $(ARGS)
+	@python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: bench
 bench: $(READY) peers ## measure: prints the tables of docs/benchmarks.md and writes them there; ARGS="small" for one part

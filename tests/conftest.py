@@ -41,6 +41,17 @@ def pytest_configure() -> None:
     hypothesis.settings.load_profile("steady")
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Say how many processes run the tests of `make test`: they mostly wait, so one more than there are cores.
+
+    More would make the whole daemons that some tests start late. A part that is named runs in this process (0): it begins at
+    once, and a debugger can be used.
+    """
+    if config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+        return 0
+    return min(8, 1 + len(os.sched_getaffinity(0)))
+
+
 @pytest.fixture(scope="session")
 def _redis_here() -> None:
     try:

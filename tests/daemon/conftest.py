@@ -349,10 +349,14 @@ NOT_ASKED_FOR = {"asks for its link", "has spent a download, not made yet"}
 
 
 class InFlight:
-    """Outputs that are all in the hands of one worker, each at another point of its way. `jobs`: point → job id."""
+    """Outputs that are all in the hands of one worker, each at another point of its way. `jobs`: point → job id.
+
+    `once`: the points whose outputs no disaster may cost a further download.
+    """
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
+        self.once = STANDING | NOT_ASKED_FOR
         self.gate = threading.Event()
         self.jobs: dict[str, str] = {}
 
@@ -439,7 +443,7 @@ class InFlight:
         requested = self.requested()
         stage.assert_archived_once(downloads=1 + further)
         for point, times in requested.items():
-            most = 1 if point in STANDING | NOT_ASKED_FOR else 1 + further
+            most = 1 if point in self.once else 1 + further
             assert 1 <= times <= most, f"{point}: downloaded {times} times"
         for truth in stage.api2convert.truth():
             assert truth.full_downloads + truth.partial_downloads <= stage.spent(truth.job_id) <= 1 + further

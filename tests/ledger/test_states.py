@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 import redis
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -549,6 +550,7 @@ class Machine(RuleBasedStateMachine):
             assert len(valid) <= 1
 
 
+@pytest.mark.timeout(300)  # it needs a core for 15 s, of a machine that may have better to do
 def test_the_ledger_does_what_the_model_does(redis_url: str) -> None:
     """Any order of calls, by workers alive and dead, with Redis lost in between."""
     machine = type("BoundMachine", (Machine,), {"url": redis_url})

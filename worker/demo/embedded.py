@@ -41,7 +41,7 @@ class _Ports:
         """Take the first block that nobody has. Raises `ConfigurationError` when there is none."""
         for begin in range(_FIRST_PORT, _FIRST_PORT + _BLOCK * _BLOCKS, _BLOCK):
             if claim := _bound(begin):
-                self._claim = claim
+                claim.detach()  # the system closes it when this process ends, however it ends
                 self._turn = itertools.cycle(range(begin + 1, begin + _BLOCK))
                 return
         raise ConfigurationError([f"no free ports: other processes have all that demo and tests use, from {_FIRST_PORT} on"])
