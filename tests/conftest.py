@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 import redis
 
 from tests.browser import CHROMIUM, Chromium, Page
+from tests.receiver import Receiver
 from worker.demo.embedded import RedisServer, S3Server, redis_executable, wait_until
 from worker.errors import ConfigurationError
 from worker.settings import ArchiveSettings
@@ -139,6 +141,15 @@ def page(_shared_browser: Chromium) -> Iterator[Page]:
     """Give a tab of a real browser with nothing in it: no cookie, no history."""
     with _shared_browser.page() as page:
         yield page
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """Give somebody who is told: of alerts, and that all is well."""
+    with Receiver() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
 
 
 @pytest.fixture

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from structlog.testing import capture_logs
 
+from tests.receiver import Receiver
 from worker.alerts import Heartbeat, digest, send
 from worker.demo.embedded import wait_until
 from worker.ledger import Change
@@ -17,49 +15,8 @@ from worker.model import OutputId
 from worker.settings import AlertSettings
 
 
-class Receiver(ThreadingHTTPServer):
-    """Takes what Apprise's ``json://`` sends."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.messages: list[dict[str, str]] = []
-        self.status = 200
-        self.asked: list[str] = []
-        self.go = threading.Event()
-        self.go.set()
-
-    @property
-    def url(self) -> str:
-        return f"json://127.0.0.1:{self.server_port}/marker-in-the-address"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        server = self.server
-        assert isinstance(server, Receiver)
-        server.messages.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-        self.send_response(server.status)
-        self.end_headers()
-
-    def do_GET(self) -> None:
-        server = self.server
-        assert isinstance(server, Receiver)
-        server.asked.append(self.path)
-        server.go.wait(10)
-        self.send_response(server.status)
-        self.send_header("Location", "/elsewhere")
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with Receiver() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server
-        server.shutdown()
+def alerts_to(receiver: Receiver) -> str:
+    return f"json://{receiver.origin}/marker-in-the-address"
 
 
 def change(number: int, trouble: str, before: str = "") -> Change:
@@ -78,14 +35,14 @@ def test_many_changes_are_one_text_for_each_trouble_the_worst_first():
 
 def test_all_texts_reach_every_address_as_one_message(receiver):
     with capture_logs() as logs:
-        assert send(AlertSettings.model_validate({"urls": [receiver.url, receiver.url]}), ["one", "two"])
+        assert send(AlertSettings.model_validate({"urls": [alerts_to(receiver), alerts_to(receiver)]}), ["one", "two"])
     assert [message["message"] for message in receiver.messages] == ["one\ntwo", "one\ntwo"]
     assert "marker" not in str(logs)
 
 
 def test_what_a_vendor_wrote_is_no_markup_where_messages_are_pages(receiver):
     text = 'job <a href="http://x/">1</a>: unknown status [click](http://x/)\nsecond line'
-    assert send(AlertSettings.model_validate({"urls": [receiver.url + "?format=html"]}), [text])
+    assert send(AlertSettings.model_validate({"urls": [alerts_to(receiver) + "?format=html"]}), [text])
     (message,) = receiver.messages
     assert "<a" not in message["message"]
     assert "&lt;a" in message["message"]
@@ -95,15 +52,15 @@ def test_what_a_vendor_wrote_is_no_markup_where_messages_are_pages(receiver):
 def test_what_nobody_took_is_to_be_tried_again(receiver):
     receiver.status = 500
     with capture_logs() as logs:
-        assert not send(AlertSettings.model_validate({"urls": [receiver.url]}), ["one"])
+        assert not send(AlertSettings.model_validate({"urls": [alerts_to(receiver)]}), ["one"])
     assert "marker" not in str(logs)
     receiver.status = 200
-    assert send(AlertSettings.model_validate({"urls": [receiver.url]}), ["one"])
+    assert send(AlertSettings.model_validate({"urls": [alerts_to(receiver)]}), ["one"])
 
 
 def test_an_unusable_address_is_named_by_its_number_and_stops_no_other(receiver):
     with capture_logs() as logs:
-        assert send(AlertSettings.model_validate({"urls": ["no-such-thing://marker", receiver.url]}), ["one"])
+        assert send(AlertSettings.model_validate({"urls": ["no-such-thing://marker", alerts_to(receiver)]}), ["one"])
     assert {"event": "alert address is not one that Apprise knows", "address": 0, "log_level": "warning"} in logs
     assert "marker" not in str(logs)
     assert len(receiver.messages) == 1
@@ -111,7 +68,7 @@ def test_an_unusable_address_is_named_by_its_number_and_stops_no_other(receiver)
 
 def test_an_address_that_is_away_is_named_by_its_number_and_the_others_are_told_once(receiver):
     with capture_logs() as logs:
-        assert send(AlertSettings.model_validate({"urls": ["json://127.0.0.1:1/marker", receiver.url]}), ["one"])
+        assert send(AlertSettings.model_validate({"urls": ["json://127.0.0.1:1/marker", alerts_to(receiver)]}), ["one"])
     assert {"event": "alert address did not take the message", "address": 0, "log_level": "warning"} in logs
     assert "marker" not in str(logs)
     assert len(receiver.messages) == 1
@@ -140,7 +97,7 @@ def switch(url: str) -> Heartbeat:
 
 def test_the_heartbeat_url_is_asked_for_as_it_is(receiver):
     with capture_logs() as logs:
-        beat(switch(f"http://127.0.0.1:{receiver.server_port}/ping/marker?status=up&msg=OK"))
+        beat(switch(f"http://{receiver.origin}/ping/marker?status=up&msg=OK"))
     assert receiver.asked == ["/ping/marker?status=up&msg=OK"]
     assert logs == []
 
@@ -148,12 +105,12 @@ def test_the_heartbeat_url_is_asked_for_as_it_is(receiver):
 @pytest.mark.parametrize("status", [302, 404, 500])
 def test_a_heartbeat_that_nobody_takes_is_logged_once_and_once_that_it_is_taken_again(receiver, status):
     """A redirect is not followed: the address is a secret."""
-    heartbeat = switch(f"http://127.0.0.1:{receiver.server_port}/marker")
-    receiver.status = status
+    heartbeat = switch(f"http://{receiver.origin}/marker")
+    receiver.heartbeat_status = status
     with capture_logs() as logs:
         beat(heartbeat)
         beat(heartbeat)
-        receiver.status = 200
+        receiver.heartbeat_status = 200
         beat(heartbeat)
         beat(heartbeat)
     assert receiver.asked == ["/marker"] * 4
@@ -164,7 +121,7 @@ def test_a_heartbeat_that_nobody_takes_is_logged_once_and_once_that_it_is_taken_
 
 
 def test_a_heartbeat_never_blocks_and_is_under_way_once_at_most(receiver):
-    heartbeat = switch(f"http://127.0.0.1:{receiver.server_port}/marker")
+    heartbeat = switch(f"http://{receiver.origin}/marker")
     receiver.go.clear()
     heartbeat.beat()
     wait_until(lambda: len(receiver.asked) == 1, 5, "the first to be under way")

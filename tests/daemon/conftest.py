@@ -66,17 +66,6 @@ class World:
             "web": {"listen": f"127.0.0.1:{free_port()}"},
             "flower": {"listen": f"127.0.0.1:{free_port()}"},
         }
-        credentials: dict[str, dict[str, Any]] = {
-            "sellercloud": {"username": self.sellercloud.username, "password": self.sellercloud.password},
-            "api2convert": {"api_key": self.api2convert.api_key, "download_hosts": ["127.0.0.1"]},
-            "spaaza": {"access_token_id": self.spaaza.token_id, "access_token_secret": self.spaaza.token_secret},
-            "crayon": {
-                "client_id": self.crayon.client_id,
-                "client_secret": self.crayon.client_secret,
-                "username": self.crayon.username,
-                "password": self.crayon.password,
-            },
-        }
         self.sources = {
             name: {
                 "vendor": name,
@@ -84,10 +73,11 @@ class World:
                 "poll_every": "1s",
                 "requests_per_second": 500,
                 "allow_private_hosts": True,
-                **credentials[name],
+                **self.vendors[name].credentials,
             }
             for name in VENDORS
         }
+        self.sources["api2convert"]["download_hosts"] = ["127.0.0.1"]
         self._settings: Settings | None = None
         self._processes: list[subprocess.Popen[bytes]] = []
         self._daemons: list[Daemon] = []

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
 from datetime import timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -13,53 +10,25 @@ from worker import app
 from worker.demo.embedded import free_port, wait_until
 
 
-class Switch(ThreadingHTTPServer):
-    """Counts who asks for it."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-        super().__init__(("127.0.0.1", 0), _Take)
-
-
-class _Take(BaseHTTPRequestHandler):
-    server: Switch
-
-    def do_GET(self) -> None:
-        self.server.asked.append(self.path)
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
-def switch() -> Iterator[Switch]:
-    with Switch() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server
-        server.shutdown()
-
-
-@pytest.fixture
-def daemon(world, switch):
-    world.tables["alerts"] = {"heartbeat_url": f"http://127.0.0.1:{switch.server_port}/ping"}
+def daemon(world, receiver):
+    world.tables["alerts"] = {"heartbeat_url": f"http://{receiver.origin}/ping"}
     return world.daemon()
 
 
-def test_all_workers_together_tell_it_once_a_minute(world, daemon, switch, redis_client):
+def test_all_workers_together_tell_it_once_a_minute(world, daemon, receiver, redis_client):
     daemon.ledger.stamp_beat()
     other = world.daemon()
     for one in (daemon, other, daemon):
         app.tell_that_all_is_well(one)
-    wait_until(lambda: switch.asked == ["/ping"], 5, "the switch to be told")
+    wait_until(lambda: receiver.asked == ["/ping"], 5, "the switch to be told")
     redis_client.delete("lastcall:once:heartbeat")  # a minute later
     app.tell_that_all_is_well(other)
-    wait_until(lambda: switch.asked == ["/ping"] * 2, 5, "the switch to be told again")
+    wait_until(lambda: receiver.asked == ["/ping"] * 2, 5, "the switch to be told again")
 
 
 @pytest.mark.parametrize("trouble", ["no beat", "no worker", "a bucket that refuses us", "an emptied Redis"])
-def test_it_is_not_told_while_outputs_cannot_be_collected(daemon, switch, redis_client, trouble):
+def test_it_is_not_told_while_outputs_cannot_be_collected(daemon, receiver, redis_client, trouble):
     ledger = daemon.ledger
     ledger.stamp_beat()
     if trouble == "no beat":
@@ -74,15 +43,15 @@ def test_it_is_not_told_while_outputs_cannot_be_collected(daemon, switch, redis_
         ledger.stamp_worker(8)
     app.tell_that_all_is_well(daemon)
     assert not redis_client.exists("lastcall:once:heartbeat")
-    assert switch.asked == []
+    assert receiver.asked == []
 
 
-def test_a_tick_of_the_running_daemon_tells_it(world, switch):
-    world.tables["alerts"] = {"heartbeat_url": f"http://127.0.0.1:{switch.server_port}/ping"}
+def test_a_tick_of_the_running_daemon_tells_it(world, receiver):
+    world.tables["alerts"] = {"heartbeat_url": f"http://{receiver.origin}/ping"}
     world.only("sellercloud")
     world.start("beat")
     world.start("worker")
-    wait_until(lambda: switch.asked == ["/ping"], 30, "the switch to be told")
+    wait_until(lambda: receiver.asked == ["/ping"], 30, "the switch to be told")
     assert world.json("health") == world.json("health", "worker") == world.json("health", "beat") == {"ok": True}
 
 

@@ -6,16 +6,15 @@ searched for the markers, as they are, in hex and in base64: logs, answers of co
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from datetime import timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import requests
 from security.conftest import Monitor, leaks
 
+from tests.receiver import Receiver
 from worker.demo.api2convert import OutputFile
 from worker.demo.embedded import wait_until
 from worker.demo.sellercloud import Sellercloud
@@ -40,41 +39,6 @@ fetch.Download.chunks = chunks
 sys.argv = ["lastcall", sys.argv[1]]
 main()
 """
-
-
-class Receiver(ThreadingHTTPServer):
-    """Takes alerts."""
-
-    def __init__(self) -> None:
-        self.bodies: list[bytes] = []
-        self.pings: list[str] = []
-        super().__init__(("127.0.0.1", 0), _Take)
-
-
-class _Take(BaseHTTPRequestHandler):
-    server: Receiver
-
-    def do_POST(self) -> None:
-        self.server.bodies.append(self.rfile.read(int(self.headers.get("Content-Length", 0))))
-        self.send_response(200)
-        self.end_headers()
-
-    def do_GET(self) -> None:
-        """The dead man's switch: it is told, and does not answer as it should, which is logged."""
-        self.server.pings.append(self.path)
-        self.send_response(404)
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with Receiver() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server
-        server.shutdown()
 
 
 class Recording(dict):
@@ -149,7 +113,8 @@ def configure(world, secrets: Secrets, receiver: Receiver, stranger: Sellercloud
     world.tables["archive"] |= {"access_key_id": secrets.env("s3.id"), "secret_access_key": secrets.file("s3.secret")}
     world.tables["web"] |= {"username": secrets.env("web.user"), "password": secrets.file("web.password")}
     world.tables["flower"] |= {"username": secrets.env("flower.user"), "password": secrets.mark("flower.password")}
-    host = f"127.0.0.1:{receiver.server_port}"
+    receiver.heartbeat_status = 404  # the dead man's switch is told, and does not answer as it should, which is logged
+    host = receiver.origin
     good = f"json://{secrets.mark('alert.user')}:{secrets.mark('alert.password')}@{host}/{secrets.mark('alert.path')}"
     bad = [f"nosuch://{secrets.mark('alert.unknown')}", f"json://127.0.0.1:1/{secrets.mark('alert.away')}"]
     beat = f"http://{host}/ping/{secrets.mark('alert.ping')}?key={secrets.mark('alert.key')}"
@@ -305,10 +270,8 @@ def test_no_secret_is_left_behind_anywhere(guarded_world, guarded_redis, admin, 
     wait_until(
         lambda: len(b"".join(receiver.bodies).split(b"paused")) > 1 and b"lost" in b"".join(receiver.bodies), 40, "alerts"
     )
-    wait_until(lambda: bool(receiver.pings), 20, "the dead man's switch to be told")
-    assert receiver.pings[0] == f"/ping/{secrets.named['alert.ping']}?key={secrets.named['alert.key']}"
-    wait_until(lambda: bool(receiver.pings), 20, "the dead man's switch to be told")
-    assert receiver.pings[0] == f"/ping/{secrets.named['alert.ping']}?key={secrets.named['alert.key']}"
+    wait_until(lambda: bool(receiver.asked), 20, "the dead man's switch to be told")
+    assert receiver.asked[0] == f"/ping/{secrets.named['alert.ping']}?key={secrets.named['alert.key']}"
     pages = list(web_pages(world, secrets))
     evidence = [*pages, *commands(world, secrets), *arguments(world)]
     acl_log = admin.execute_command("ACL", "LOG", "100")

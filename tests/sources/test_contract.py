@@ -39,7 +39,7 @@ HTML = "<!DOCTYPE html><html><body>Sorry</body></html>"
 
 @dataclass(frozen=True)
 class Case:
-    """One vendor: how to make it, what a user would configure, how jobs get in, and how it misbehaves.
+    """One vendor: how to make it, how jobs get in, and how it misbehaves.
 
     `add(vendor, kind)` adds a job that was completed some minutes ago; `kind` is one of ``completed``, ``nothing``,
     ``failed``, ``running`` and ``unknown``. `lose` lets the vendor forget the bytes of all its jobs. `lists` and `downloads`
@@ -48,7 +48,6 @@ class Case:
 
     name: str
     make: Callable[[], Any]
-    credentials: Callable[[Any], dict[str, str]]
     add: Callable[[Any, str], object]
     lose: Callable[[Any], object]
     lists: str
@@ -96,7 +95,6 @@ CASES = [
     Case(
         name="sellercloud",
         make=sellercloud.Sellercloud,
-        credentials=lambda vendor: {"username": vendor.username, "password": vendor.password},
         add=_add_sellercloud,
         lose=lambda vendor: vendor.now.advance(timedelta(days=11)),
         lists="list",
@@ -107,7 +105,6 @@ CASES = [
     Case(
         name="api2convert",
         make=api2convert.Api2convert,
-        credentials=lambda vendor: {"api_key": vendor.api_key},
         add=_add_api2convert,
         lose=_lose_api2convert,
         lists="jobs",
@@ -117,7 +114,6 @@ CASES = [
     Case(
         name="spaaza",
         make=spaaza.Spaaza,
-        credentials=lambda vendor: {"access_token_id": vendor.token_id, "access_token_secret": vendor.token_secret},
         add=_add_spaaza,
         lose=lambda vendor: setattr(vendor.switches, "purge_after", timedelta()),
         lists="tasks",
@@ -127,9 +123,6 @@ CASES = [
     Case(
         name="crayon",
         make=crayon.Crayon,
-        credentials=lambda vendor: {
-            key: getattr(vendor, key) for key in ("client_id", "client_secret", "username", "password")
-        },
         add=_add_crayon,
         lose=lambda vendor: vendor.now.advance(timedelta(days=8)),
         lists="list",
@@ -162,7 +155,7 @@ def opened(case: Case, vendor: Vendor, shared: Shared) -> Callable[..., Source]:
             "base_url": vendor.base_url,
             "allow_private_hosts": True,
             "download_hosts": ["127.0.0.1", "127.0.0.2"],
-            **case.credentials(vendor),
+            **vendor.credentials,
             **more,
         }
         return open_source(parse({"archive": {"bucket": "exports"}, "sources": {"acme": table}}).sources["acme"], shared)
@@ -264,7 +257,7 @@ def test_a_receipts_document_holds_no_secret_and_no_link(case: Case, vendor: Ven
         text = json.dumps(output.job)
         assert "://" not in text
         assert source.link(output).url not in text
-        for secret in case.credentials(vendor).values():
+        for secret in vendor.credentials.values():
             assert secret not in text or "@" in secret  # a user name may be that of the person who asked
 
 
@@ -361,7 +354,7 @@ def test_refused_credentials_are_a_refused_log_in_and_new_ones_help(
 ) -> None:
     case.add(vendor, "completed")
     secret = tmp_path / "secret"
-    right = case.credentials(vendor)[case.key]
+    right = vendor.credentials[case.key]
     source = opened(**{case.key: {"file": str(secret)}})
     for wrong in (None, "wrong-credential"):
         if wrong is not None:
@@ -412,5 +405,5 @@ def assert_says_nothing(text: str, case: Case, vendor: Vendor) -> None:
     assert "://" not in text
     assert vendor.origin().rpartition("/")[2] not in text
     assert "Sorry" not in text
-    for secret in case.credentials(vendor).values():
+    for secret in vendor.credentials.values():
         assert secret not in text

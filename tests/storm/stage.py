@@ -165,17 +165,6 @@ class Stage:
             "web": {"listen": f"127.0.0.1:{free_port()}"},
             "flower": {"listen": f"127.0.0.1:{free_port()}"},
         }
-        credentials: dict[str, dict[str, Any]] = {
-            "sellercloud": {"username": self.sellercloud.username, "password": self.sellercloud.password},
-            "api2convert": {"api_key": self.api2convert.api_key, "download_hosts": ["127.0.0.1"]},
-            "spaaza": {"access_token_id": self.spaaza.token_id, "access_token_secret": self.spaaza.token_secret},
-            "crayon": {
-                "client_id": self.crayon.client_id,
-                "client_secret": self.crayon.client_secret,
-                "username": self.crayon.username,
-                "password": self.crayon.password,
-            },
-        }
         for name, vendor in self.vendors.items():
             tables[f"sources.{name}"] = {
                 "vendor": name,
@@ -186,8 +175,9 @@ class Stage:
                 "read_timeout": "4s",
                 "allow_private_hosts": True,
                 "max_concurrent_downloads": 6,
-                **credentials[name],
+                **vendor.credentials,
             }
+        tables["sources.api2convert"]["download_hosts"] = ["127.0.0.1"]
         lines = [f"redis_url = {json.dumps(self.redis.url)}"]
         for name, table in tables.items():
             lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]

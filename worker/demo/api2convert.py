@@ -186,6 +186,11 @@ class Api2convert(Vendor):
             self.route("download", "GET", path, self._download, listener=listener)
         self.route("upload", "POST", r"/v2/dl/web\d+/upload-file/(?P<job_id>[^/]+)", self._upload, listener=1)
 
+    @property
+    def credentials(self) -> dict[str, str]:
+        """What the table of its source needs to be let in."""
+        return {"api_key": self.api_key}
+
     def _routes_of_the_api(self) -> None:
         job = r"/v2/jobs/(?P<job_id>[^/]+)"
         output = job + r"/output/(?P<output_id>[^/]+)"

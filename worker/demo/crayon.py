@@ -173,6 +173,11 @@ class Crayon(Vendor):
         self.route("list", "GET", "/api/v1/exports/?", self._list)
         self.route("download", "GET", r"/api/v1/exports/(?P<item_id>\d+)/download/?", self._download)
 
+    @property
+    def credentials(self) -> dict[str, str]:
+        """What the table of its source needs to be let in."""
+        return {key: getattr(self, key) for key in ("client_id", "client_secret", "username", "password")}
+
     # what a test or the demo sets up
 
     def add_job(

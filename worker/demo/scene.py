@@ -89,7 +89,6 @@ class Account:
     name: str
     vendor: Vendor
     kind: str
-    secrets: Mapping[str, str]
     download_route: str
     made_at: list[datetime] = field(default_factory=list)
 
@@ -122,34 +121,11 @@ class Scene:
         self.accounts = {
             account.name: account
             for account in (
-                Account(
-                    name=ERP,
-                    vendor=self.erp,
-                    kind="sellercloud",
-                    secrets={"username": self.erp.username, "password": self.erp.password},
-                    download_route="download",
-                ),
-                Account(
-                    name=MEDIA,
-                    vendor=self.media,
-                    kind="api2convert",
-                    secrets={"api_key": self.media.api_key},
-                    download_route="download",
-                ),
-                _chain(SHOPS, self.shops),
-                _chain(NORDIC, self.nordic),
-                Account(
-                    name=BILLS,
-                    vendor=self.bills,
-                    kind="crayon",
-                    secrets={
-                        "client_id": self.bills.client_id,
-                        "client_secret": self.bills.client_secret,
-                        "username": self.bills.username,
-                        "password": self.bills.password,
-                    },
-                    download_route="download",
-                ),
+                Account(name=ERP, vendor=self.erp, kind="sellercloud", download_route="download"),
+                Account(name=MEDIA, vendor=self.media, kind="api2convert", download_route="download"),
+                Account(name=SHOPS, vendor=self.shops, kind="spaaza", download_route="storage"),
+                Account(name=NORDIC, vendor=self.nordic, kind="spaaza", download_route="storage"),
+                Account(name=BILLS, vendor=self.bills, kind="crayon", download_route="download"),
             )
         }
         self.victim: OutputId | None = None
@@ -198,7 +174,7 @@ class Scene:
                 "allow_private_hosts = true",
                 'download_hosts = ["127.0.0.1"]',
             ]
-            for key, value in account.secrets.items():
+            for key, value in account.vendor.credentials.items():
                 path = folder / f"{account.name}.{key}"
                 path.touch(mode=0o600)
                 path.write_text(value, encoding="utf-8")
@@ -355,8 +331,3 @@ class Scene:
             )
             for number, (source, name, what, begin, lasts) in enumerate(table)
         ]
-
-
-def _chain(name: str, chain: spaaza.Spaaza) -> Account:
-    secrets = {"access_token_id": chain.token_id, "access_token_secret": chain.token_secret}
-    return Account(name=name, vendor=chain, kind="spaaza", secrets=secrets, download_route="storage")

@@ -196,6 +196,11 @@ class Sellercloud(Vendor):
         ):
             self.route(name, methods, pattern, handler, ignore_case=True)
 
+    @property
+    def credentials(self) -> dict[str, str]:
+        """What the table of its source needs to be let in."""
+        return {"username": self.username, "password": self.password}
+
     # what a test or the demo sets up
 
     def add_job(

@@ -508,6 +508,11 @@ class Vendor:
         self._addresses = [(host, port if number == 0 else 0) for number, host in enumerate(hosts)]
         self._servers: list[_Server] = []
 
+    @property
+    def credentials(self) -> dict[str, str]:
+        """What the table of a source needs to be let in, by the names of the configuration."""
+        return {}
+
     # lifecycle
 
     def start(self) -> Self:

@@ -163,6 +163,11 @@ class Spaaza(Vendor):
         self.route("mint", "GET", r"/tasks/(?P<task_id>\d+)/download_url", self._mint, listener=0)
         self.route("storage", "GET", rf"/{BUCKET}/(?P<chain>\d+)/(?P<name>[^/]+)", self._storage, listener=1)
 
+    @property
+    def credentials(self) -> dict[str, str]:
+        """What the table of its source needs to be let in."""
+        return {"access_token_id": self.token_id, "access_token_secret": self.token_secret}
+
     # what tests and the demo do
 
     def add_task(self, content: Content | None = None, *, after: timedelta | None = timedelta(), **how: Any) -> Task:
