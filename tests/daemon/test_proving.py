@@ -14,7 +14,8 @@ from click.testing import CliRunner
 from worker import proving
 from worker.archive import breaks
 from worker.audit import Window, audit, verify
-from worker.cli import _interruptible, main
+from worker.cli import main
+from worker.cli.rooms import interruptible
 from worker.collect import collect
 from worker.demo.server import Content, Fault
 from worker.discover import discover
@@ -241,7 +242,7 @@ def test_a_stop_ends_a_proof_at_once_and_leaves_it_to_another_worker(world, redi
 def test_ctrl_c_ends_reading_back_and_a_second_one_would_kill(world):
     daemon = archived(world)
     before = signal.getsignal(signal.SIGINT)
-    with _interruptible(daemon):
+    with interruptible(daemon):
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(proving.StoppedError):
             verify(daemon, ["sellercloud"], None)
