@@ -65,8 +65,13 @@ class Page:
     def __exit__(self, *_: object) -> None:
         self._session = None
         self.send("Target.disposeBrowserContext", browserContextId=self._context)
-        self._socket.close()
+        self._runner.run(self._leave())
         self._runner.close()
+
+    async def _leave(self) -> None:
+        self._socket.close()
+        while await self._socket.read_message() is not None:  # None: the browser has closed its end as well
+            pass
 
     def send(self, method: str, **params: Any) -> dict[str, Any]:
         """Give one command's answer; events that come before it are noted."""
