@@ -21,6 +21,7 @@ import pytest
 import redis
 import s3proxy
 
+from tests import config_file
 from worker import settings as configuration
 from worker.daemon import Daemon, open_daemon
 from worker.demo.api2convert import Api2convert, OutputFile
@@ -85,13 +86,15 @@ class World:
     # --- configuration
 
     @property
+    def written_redis_url(self) -> str | dict[str, str]:
+        """What the configuration file says of Redis."""
+        return self.redis_url
+
+    @property
     def config(self) -> Path:
         """Write the configuration file."""
-        lines = [f"redis_url = {json.dumps(self.redis_url)}"]
-        for name, table in {**self.tables, **{f"sources.{name}": table for name, table in self.sources.items()}}.items():
-            lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
         path = self.folder / "lastcall.toml"
-        path.write_text("\n".join(lines) + "\n")
+        path.write_text(config_file.text_of(self.written_redis_url, self.tables, self.sources))
         return path
 
     @property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import re
 import secrets
 import socket
@@ -13,7 +12,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
@@ -93,7 +91,7 @@ def leaks(named: dict[str, str], evidence: bytes) -> list[str]:
 
 
 class GuardedWorld(World):
-    """A world whose configuration may name secrets by ``{"env": …}`` and ``{"file": …}``. `env` is what its processes get."""
+    """A world whose processes are given secrets in their environment: `env`. Its Redis is one."""
 
     env: dict[str, str]
 
@@ -101,13 +99,8 @@ class GuardedWorld(World):
         return super()._env({**self.env, **more})
 
     @property
-    def config(self) -> Path:
-        lines = [f"redis_url = {_toml((self.env.get('REDIS_URL') and {'env': 'REDIS_URL'}) or self.redis_url)}"]
-        for name, table in {**self.tables, **{f"sources.{name}": table for name, table in self.sources.items()}}.items():
-            lines += [f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
-        path = self.folder / "lastcall.toml"
-        path.write_text("\n".join(lines) + "\n")
-        return path
+    def written_redis_url(self) -> dict[str, str]:
+        return {"env": "REDIS_URL"}
 
     def start_program(self, name: str, program: str) -> subprocess.Popen[bytes]:
         """Start a process of the Procfile inside `program`, which ends with the call of `worker.cli.main`."""
@@ -117,14 +110,6 @@ class GuardedWorld(World):
             )
         self._processes.append(process)
         return process
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value)
 
 
 @pytest.fixture

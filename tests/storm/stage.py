@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import json
 import os
 import shutil
 import signal
@@ -26,6 +25,7 @@ import boto3
 import redis
 from botocore.config import Config
 
+from tests import config_file
 from tests.storm import s3proxy
 from tests.storm.plan import Addition, Blow
 from worker.demo.api2convert import Api2convert, OutputFile
@@ -165,8 +165,8 @@ class Stage:
             "web": {"listen": f"127.0.0.1:{free_port()}"},
             "flower": {"listen": f"127.0.0.1:{free_port()}"},
         }
-        for name, vendor in self.vendors.items():
-            tables[f"sources.{name}"] = {
+        sources: dict[str, dict[str, Any]] = {
+            name: {
                 "vendor": name,
                 "base_url": vendor.base_url,
                 "poll_every": f"{int(self._poll_every)}s",
@@ -177,11 +177,10 @@ class Stage:
                 "max_concurrent_downloads": 6,
                 **vendor.credentials,
             }
-        tables["sources.api2convert"]["download_hosts"] = ["127.0.0.1"]
-        lines = [f"redis_url = {json.dumps(self.redis.url)}"]
-        for name, table in tables.items():
-            lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
-        return "\n".join(lines) + "\n"
+            for name, vendor in self.vendors.items()
+        }
+        sources["api2convert"]["download_hosts"] = ["127.0.0.1"]
+        return config_file.text_of(self.redis.url, tables, sources)
 
     def run(self, *arguments: str, within_seconds: float = 120) -> subprocess.CompletedProcess[str]:
         """Run one command of lastcall to its end."""
