@@ -13,6 +13,7 @@ import hashlib
 import json
 import secrets
 import threading
+import time
 from base64 import b64decode, b64encode
 from datetime import datetime
 
@@ -24,6 +25,7 @@ from worker.model import Shared
 from worker.settings import SourceSettings
 
 _NONCE_BYTES = 12
+_READ_EVERY_SECONDS = 0.5
 
 
 def digest(source: SourceSettings, salt: str) -> bytes:
@@ -55,6 +57,8 @@ class SealedShared:
     def __init__(self, source: SourceSettings, shared: Shared) -> None:
         self._source = source
         self._shared = shared
+        self._reading = threading.Lock()
+        self._read: tuple[str | None, float] = (None, 0.0)  # the token as it was read last, and until when that will do
         self._making = threading.Lock()  # threads that need the key at once would each take the memory and the time for it
         self.pace = shared.pace
         self.log_in_turn = shared.log_in_turn
@@ -65,21 +69,34 @@ class SealedShared:
         self._shared.hush(until)
 
     def token(self) -> str | None:
-        """Give the shared token while it lives, None as well for one that was got with other secrets."""
-        sealed = self._shared.token()
-        return None if sealed is None else self._open(sealed)
+        """Give the shared token while it lives, None as well for one that was got with other secrets.
+
+        Read once in `_READ_EVERY_SECONDS`: a token is used until some time before its end, and one that the vendor refuses is
+        dropped here at once.
+        """
+        token, until = self._read
+        if token is None or time.monotonic() > until:
+            with self._reading:
+                sealed = self._shared.token()
+                token = None if sealed is None else self._open(sealed)
+                self._read = (token, time.monotonic() + _READ_EVERY_SECONDS)
+        return token
 
     def store_token(self, token: str, life_seconds: float) -> None:
         """Share a new token; the turn to log in ends."""
         nonce = secrets.token_bytes(_NONCE_BYTES)
         sealed = nonce + self._cipher().encrypt(nonce, token.encode(), self._source.name.encode())
-        self._shared.store_token(b64encode(sealed).decode(), life_seconds)
+        with self._reading:
+            self._read = (None, 0.0)
+            self._shared.store_token(b64encode(sealed).decode(), life_seconds)
 
     def drop_token(self, token: str) -> None:
         """Forget `token` if it is still the shared one."""
-        sealed = self._shared.token()
-        if sealed is not None and self._open(sealed) == token:
-            self._shared.drop_token(sealed)
+        with self._reading:
+            self._read = (None, 0.0)
+            sealed = self._shared.token()
+            if sealed is not None and self._open(sealed) == token:
+                self._shared.drop_token(sealed)
 
     def _open(self, sealed: str) -> str | None:
         try:

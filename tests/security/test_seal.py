@@ -12,6 +12,7 @@ import redis
 
 from worker import seal
 from worker import settings as configuration
+from worker.demo.embedded import wait_until
 from worker.ledger import Ledger
 from worker.seal import SealedShared, digest
 
@@ -93,6 +94,17 @@ def test_only_the_token_that_was_refused_is_dropped(share):
     assert shared.token() == TOKEN
     shared.drop_token(TOKEN)
     assert shared.token() is None
+
+
+def test_a_token_that_another_worker_renewed_is_taken_once_the_old_one_is_refused_or_half_a_second_is_over(share, redis_url):
+    here, there = share(source()), share(source())
+    here.store_token(TOKEN, 60)
+    assert there.token() == TOKEN
+    here.store_token("renewed", 60)
+    there.drop_token(TOKEN)
+    assert there.token() == here.token() == "renewed"
+    here.store_token("renewed again", 60)
+    wait_until(lambda: there.token() == "renewed again", 3, "the new token is read")
 
 
 def test_a_password_that_cannot_be_read_now_opens_nothing(share, monkeypatch):
