@@ -107,7 +107,7 @@ def test_it_goes_where_the_client_goes_and_signs_the_host_that_is_sent(bucket, r
 
     client._endpoint.http_session = Session()
     client.put_object(Bucket=bucket, Key="a ü/b", Body=b"")
-    DirectPut(client, bucket).put({"Key": "a ü/b", "Body": b""})
+    DirectPut(client, bucket).put({"Key": "a ü/b", "Body": b""}, 60)
     theirs, ours = map(urlsplit, sent)
     assert (ours.scheme, ours.path) == (theirs.scheme, theirs.path)
     assert ours.netloc == _host_from_url(sent[0])

@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from worker.archive import direct
+from worker.archive import upload as upload_module
 from worker.archive.digest import Digest
 from worker.archive.spool import BLOCK_BYTES, Spool
 from worker.archive.threads import Threads
@@ -244,7 +244,7 @@ def test_end_of_the_lease_ends_a_write_that_waits(world, output, lease, faults, 
 @pytest.mark.parametrize("directly", [False, True])
 def test_stop_is_prompt_while_s3_hangs(world, output, lease, faults, directly, monkeypatch):
     """A stopping process has 30 s; S3 may be silent for a minute. The first PUT is the client's, the next ones not."""
-    monkeypatch.setitem(direct.CONTEXT, "read_timeout", 1)
+    monkeypatch.setattr(upload_module, "SOON_SECONDS", 1)
     gate = threading.Event()
     archive = world.archive()
     for name in ("b.csv", "c.csv") if directly else ():
@@ -418,6 +418,23 @@ def test_damage_on_the_way_is_noticed_and_sent_again(world, output, lease):
     feed(upload, data)
     assert world.read(upload.complete().key) == data
     assert flip.seen == 2
+
+
+def test_small_object_is_waited_for_in_the_background_where_s3_is_slow_all_day(world, output, lease, monkeypatch):
+    """The first try is over soon, since the lease is not asked meanwhile; from the second on there is as much time as ever."""
+    monkeypatch.setattr(upload_module, "SOON_SECONDS", 0.3)
+
+    def slowly(handler):
+        time.sleep(1.5)
+        handler.forward()
+
+    archive = world.archive()
+    begin(archive, output, lease, name="first.csv").complete()  # the way is open once it was used
+    fault = world.proxy.fault("PUT", "slow", slowly, times=100)
+    upload = begin(archive, output, lease, name="slow.csv")
+    upload.write(b"a,b\n")
+    assert world.read(upload.complete().key) == b"a,b\n"
+    assert fault.seen == 2
 
 
 class TakesChecksums:

@@ -19,10 +19,6 @@ from botocore.exceptions import ClientError
 from botocore.parsers import create_parser
 
 _OK = 200
-# Of silence on a connection that stands: the body is small, so an answer comes soon, or the next try will get one. Whoever
-# waits for it does not ask its lease meanwhile.
-ANSWER_SECONDS = 5
-CONTEXT = {"read_timeout": ANSWER_SECONDS}
 _FOR_THE_CLIENT = frozenset({301, 302, 303, 307, 308, 400, 401, 403, 501})  # it may know better, also how to sign
 _HEADERS = {
     "ContentType": "content-type",
@@ -99,8 +95,11 @@ class DirectPut:
         host = there.netloc.lower().removesuffix(":443" if there.scheme == "https" else ":80")  # as it will be sent
         self._root = f"{there.scheme}://{host}{there.path.removesuffix('-')}"
 
-    def put(self, params: Mapping[str, Any]) -> Any:
-        """Send it; gives of the client's answer what we read. None: ask the client. Raises what the client raises."""
+    def put(self, params: Mapping[str, Any], silence_seconds: float) -> Any:
+        """Send it; gives of the client's answer what we read. None: ask the client. Raises what the client raises.
+
+        `silence_seconds`: how long to wait for an answer on a connection that stands.
+        """
         headers = headers_of(params)
         credentials = self._client._request_signer._credentials  # noqa: SLF001 - the client's, renewed when they are about to expire
         if headers is None or credentials is None:
@@ -116,7 +115,8 @@ class DirectPut:
             now=datetime.now(UTC),
         )
         headers["user-agent"] = "lastcall"
-        request = AWSPreparedRequest("PUT", url, headers, params["Body"], stream_output=False, context=CONTEXT)
+        context = {"read_timeout": silence_seconds}
+        request = AWSPreparedRequest("PUT", url, headers, params["Body"], stream_output=False, context=context)
         response = self._client._endpoint.http_session.send(request)  # noqa: SLF001 - proxies, trust and pools are settled there
         if response.status_code in _FOR_THE_CLIENT:
             return None

@@ -123,15 +123,23 @@ class Bucket:
 
     # --- one exchange ------------------------------------------------------------------------------------------------
 
-    def ask(self, operation: str, *, then: Callable[[Any], T] | None = None, **params: Any) -> Any:
+    def ask(
+        self,
+        operation: str,
+        *,
+        then: Callable[[Any], T] | None = None,
+        silence_seconds: float = READ_SECONDS,
+        **params: Any,
+    ) -> Any:
         """Make one exchange and give its answer, or what `then` makes of it (read a body there: it may break).
 
-        A refusal is asked about once more with a new client, so that a secret that was just changed is picked up.
+        A refusal is asked about once more with a new client, so that a secret that was just changed is picked up. A shorter
+        `silence_seconds` holds while `puts_directly`, the client's own is `READ_SECONDS`.
         Raises our errors, `NotThereError`, `StandsError` and `VanishedError`.
         """
         client = self.client()
         try:
-            return self._exchange(client, operation, then, params)
+            return self._exchange(client, operation, then, silence_seconds, params)
         except ArchiveRefusedError:
             with self._lock:
                 if self._client is client:
@@ -141,7 +149,7 @@ class Bucket:
             body: Any = params.get("Body")
             if hasattr(body, "seek"):
                 body.seek(0)
-            return self._exchange(self.client(), operation, then, params)
+            return self._exchange(self.client(), operation, then, silence_seconds, params)
 
     def call(self, operation: str, lease: Lease | None = None, *, then: Callable[[Any], T] | None = None, **params: Any) -> Any:
         """`ask`, `patiently`."""
@@ -227,9 +235,16 @@ class Bucket:
         except (botocore_exceptions.BotoCoreError, ValueError) as exc:
             raise ArchiveRefusedError(f"no S3 client can be made ({type(exc).__name__}); see [archive]") from exc
 
-    def _exchange(self, client: Any, operation: str, then: Callable[[Any], T] | None, params: dict[str, Any]) -> Any:
+    def _exchange(
+        self,
+        client: Any,
+        operation: str,
+        then: Callable[[Any], T] | None,
+        silence_seconds: float,
+        params: dict[str, Any],
+    ) -> Any:
         try:
-            answer = self._answer(client, operation, params)
+            answer = self._answer(client, operation, silence_seconds, params)
             return then(answer) if then else answer
         except botocore_exceptions.ClientError as exc:
             raise self._meaning(operation, exc) from exc
@@ -245,10 +260,10 @@ class Bucket:
             hint = "; does it run, and are archive.endpoint_url and archive.region right?" if unreached else ""
             raise ArchiveUnavailableError(f"S3 did not answer {operation} ({type(exc).__name__}){hint}") from exc
 
-    def _answer(self, client: Any, operation: str, params: dict[str, Any]) -> Any:
+    def _answer(self, client: Any, operation: str, silence_seconds: float, params: dict[str, Any]) -> Any:
         """Send it directly where that will do, else by the client; where the client alone succeeds, no more directly."""
         direct = self._direct_for(client) if operation == "put_object" and isinstance(params["Body"], bytes) else None
-        answer = direct.put(params) if direct else None
+        answer = direct.put(params, silence_seconds) if direct else None
         if answer is None:
             answer = getattr(client, operation)(Bucket=self.name, **params)
             if direct:
@@ -264,8 +279,8 @@ class Bucket:
                 self._client, self._signs_bodies = None, False
 
     @property
-    def puts_within_seconds(self) -> bool:
-        """Whether `put_object` of bytes is answered, or has failed, within seconds; the client waits for `READ_SECONDS`."""
+    def puts_directly(self) -> bool:
+        """Whether the way past the client is open for a `put_object` of bytes."""
         client, direct = self._direct
         return direct is not None and client is self._client
 

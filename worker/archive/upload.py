@@ -47,6 +47,8 @@ MEMORY_BLOCKS_EACH = 3
 SILENCE_SECONDS = 2
 # A body up to this size is sent as one bytes object; a longer one as a stream, whose time limit holds per piece.
 _AT_ONCE_BYTES = 2**20
+# In which a first try to write a small object is answered. Whoever waits for it does not ask its lease meanwhile.
+SOON_SECONDS = 5
 # How long an upload whose bytes can be fetched again waits, slot and all, for credentials to be put right.
 REFUSED_SECONDS_AT_MOST = 600.0
 ABORT_SECONDS = 5  # how long `abort` waits for S3; what it could not clean up is swept later
@@ -441,14 +443,14 @@ class Upload:
         at_once = len(content) <= _AT_ONCE_BYTES
         params = {**(self._attributes or {}), "ChecksumCRC32": crc32_header(crc32(content)), "IfNoneMatch": "*"}
 
-        def attempt() -> JsonObject:
+        def attempt(**how: Any) -> JsonObject:
             body = bytes(content) if at_once else Body(self._spool, [block])
-            return dict(self._bucket.ask("put_object", Body=body, **params))
+            return dict(self._bucket.ask("put_object", Body=body, **params, **how))
 
         try:
             answer = (
                 self._here(attempt)
-                if at_once and self._bucket.puts_within_seconds
+                if at_once and self._bucket.puts_directly
                 else self._in_background(lambda: self._bucket.patiently(self, attempt))
             )
         except StandsError:
@@ -491,10 +493,10 @@ class Upload:
                     raise
             self._lease.check()
 
-    def _here(self, attempt: Callable[[], T]) -> T:
+    def _here(self, attempt: Callable[..., T]) -> T:
         """Make a first try, which is over within seconds, in this thread; whatever it takes after that, in the background."""
         try:
-            return self._at_work(attempt)
+            return self._at_work(lambda: attempt(silence_seconds=SOON_SECONDS))
         except (ArchiveRefusedError, ArchiveUnavailableError) as exc:
             failure = exc
         return self._in_background(lambda: self._bucket.patiently_after(failure, self, attempt))
