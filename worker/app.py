@@ -45,7 +45,7 @@ _TICKS_KEPT = 10  # when no worker reads them
 _ALERTS_EVERY = timedelta(seconds=10)
 _STOP_SECONDS = 26  # of the 30 that a warm stop may take
 _HEARTBEAT_EVERY = timedelta(minutes=1)
-_COLLECT_SECONDS = 2.0  # how long a task goes on with further outputs; Flower hears of none before its task ends
+_COLLECT_SECONDS = 5.0  # how long a task goes on with further outputs; Flower hears of none before its task ends
 _SWEEP_EVERY = timedelta(minutes=10)
 _LOOK_AGAIN = timedelta(seconds=5)
 _PROVE_AGAIN = timedelta(seconds=10)
