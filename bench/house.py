@@ -59,6 +59,7 @@ class House:
     sources: tuple[str, ...] = (SOURCE,)
     at_once: int = 64
     poll_every: str = "60s"
+    lease: str = "60s"
     ways: Sequence[Way] = ()  # of the first workers: where each of them runs, and how it reaches everything
     delay_ms: float = 0  # of each way, in each direction
     cut: bool = False  # whether the ways are cut now and then
@@ -113,6 +114,7 @@ access_key_id = "{store.access_key}"
 secret_access_key = "{store.secret_key}"
 
 [worker]
+lease = "{self.lease}"
 {concurrency}
 [web]
 listen = "127.0.0.1:{free_port()}"

@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -151,18 +152,21 @@ class _Connection(asyncio.BufferedProtocol):
 class _Vendor:
     """Speaks Sellercloud's API: a log-in, a list in pages, and one file for every job.
 
-    ``/control/release/N`` makes N jobs be listed as completed a minute ago; ``/plain/…`` and ``/wrapped/…`` are the file for
-    peers. The last digit of a job's id says what its file is: 0 wrapped in base64, 1 plain, 2 and 3 the same ten times over.
+    ``/control/release/N`` makes N jobs be listed as completed a minute ago, ``/control/served`` tells how often their files
+    were downloaded; ``/plain/…`` and ``/wrapped/…`` are the file for peers. The last digit of a job's id says what its file is:
+    0 wrapped in base64, 1 plain, 2 and 3 the same ten times over.
     """
 
     def __init__(self, folder: Path, size: int) -> None:
         self._rows: list[dict[str, Any]] = []
+        self._served = Counter[str]()
         self._plain = _file(folder / "plain", size, lambda data: data)
         self._wrapped = _file(folder / "wrapped", size, base64.b64encode)
 
     def __call__(self, request: Request) -> Answer:
         path = request.path
         if path == "/rest/api/QueuedJobs/OutputFile":
+            self._served[request.query] += 1
             kind = int(request.query[-1])
             return self._whole(self._plain if kind % 2 else self._wrapped, times=10 if kind > 1 else 1)
         if path.startswith("/plain/"):
@@ -178,6 +182,8 @@ class _Vendor:
         if path.startswith("/control/release/"):
             self._release(int(path.rpartition("/")[2]))
             return _json({"released": len(self._rows)})
+        if path == "/control/served":
+            return _json({"downloads": self._served.total(), "files": len(self._served)})
         return Answer(404)
 
     def _release(self, count: int) -> None:
@@ -186,6 +192,7 @@ class _Vendor:
         first = int(time.time() * 1000) % 10**9 * 10**6
         new = range(first, first + count * 10, 10)
         self._rows = [_ROW | times | {"ID": number, "OutputFile": f"CustomExport_{number}.csv"} for number in new]
+        self._served.clear()
 
     @staticmethod
     def _whole(source: tuple[Any, int, bytes], times: int = 1) -> Answer:
@@ -343,6 +350,15 @@ class Server(Child):
     def release(self, count: int) -> None:
         """Let the vendor list `count` new completed jobs, and no others."""
         self.ask(f"/control/release/{count}")
+
+    def served(self) -> tuple[int, int]:
+        """How many downloads the vendor gave since the last release, and of how many files."""
+        told = json.loads(self.ask("/control/served"))
+        return told["downloads"], told["files"]
+
+    def receipts(self, bucket: str) -> int:
+        """How many receipts stand in a bucket of a sink."""
+        return self.ask(f"/{bucket}?max-keys={10**9}").count(b"<Key>_receipts/")
 
 
 async def _serve(handler: _Handler, port: int) -> None:

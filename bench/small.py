@@ -23,25 +23,32 @@ OUTPUTS = 5_000
 BYTES = 20 * 1024
 WORKERS = 2  # one for each core of the host that this is made for
 _SLOWEST_PER_SECOND = 20
+_PATIENCE_SECONDS = 180  # some leases: what a cut takes from its worker waits for one
 _FEWER = {"Swift": 5}  # it takes a hundred objects a second, whoever writes them
 _numbers = itertools.count(1)
 
 
 def archive(house: House, count: int) -> Took:
     """Let `count` outputs be listed and wait until all have their receipt; time runs from the first call of the vendor."""
-    ledger = house.ledger()
-    before = house.status(ledger).archived
-    pids = [child.pid for child in house.children.values()]
-    house.vendor.release(count)
-    cpu = cpu_seconds(pids)
-    house.poll_soon()
     with redis.Redis.from_url(house.redis.url) as client:
+
+        def archived() -> int:
+            return int(client.hget("lastcall:m:archived", SOURCE) or 0)
+
+        before = archived()
+        pids = [child.pid for child in house.children.values()]
+        house.vendor.release(count)
+        cpu = cpu_seconds(pids)
+        house.poll_soon()
         wait_until(lambda: bool(client.exists(f"lastcall:polled:{SOURCE}")), 10, "a poll")
-    began = time.monotonic()
-    wait_until(lambda: house.status(ledger).archived >= before + count, 30 + count / _SLOWEST_PER_SECOND, f"{count} receipts")
-    seconds = time.monotonic() - began
+        began = time.monotonic()
+        limit = _PATIENCE_SECONDS + count / _SLOWEST_PER_SECOND
+        wait_until(lambda: archived() >= before + count * 9 // 10, limit, f"most of {count} receipts")
+        most = time.monotonic() - began
+        wait_until(lambda: archived() >= before + count, limit, f"{count} receipts")
+        seconds = time.monotonic() - began
     peak = max(memory_mib(child.pid) for name, child in house.children.items() if name.startswith("worker"))
-    return Took(seconds=seconds, cpu_seconds=cpu_seconds(pids) - cpu, peak_mib=peak)
+    return Took(seconds=seconds, most_seconds=most, cpu_seconds=cpu_seconds(pids) - cpu, peak_mib=peak)
 
 
 def _rclone(house: House, count: int) -> Took:
