@@ -246,6 +246,6 @@ each open job that it met. *Aim*: `poll_every` and 5 s. From found to archived i
 
 What a listing costs where everything that it shows was archived before: one worker and beat, each source by its own poll task,
 {LISTED // 50:,} pages each, from a vendor without latency that shares the cores; one round of all sources, the median of three.
-*Redis holds*: what the ledger keeps of these outputs, so that no receipt is asked for again. The last column is worker and Redis
+*Redis holds*: what the ledger keeps of these outputs, so that no receipt is asked for again. The last column: worker and Redis
 together with a `poll_every` of 60 s.
 """
