@@ -14,7 +14,7 @@ from pathlib import Path
 
 from worker.demo.embedded import Child
 
-CUT_EVERY_SECONDS, CUT_FOR_SECONDS = 8.0, 2.0
+CUT_EVERY_SECONDS, CUT_FOR_SECONDS = 18.0, 2.0
 _PIECE_BYTES = 2**16
 
 
