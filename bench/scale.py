@@ -170,8 +170,8 @@ reaches Redis, vendor and bucket through a TCP proxy of its own that delays each
 nothing) and, in the last row, breaks every connection and refuses new ones for {CUT_FOR_SECONDS:.0f} s, again and again. *CPU*
 is that of all processes without Redis, *calls* are those of the ledger's script, the listing's included. After each row the
 vendor tells how often it gave each file, and the bucket is looked at: each file has one receipt, and none was downloaded twice,
-save those of the last column. What a cut takes from a worker, an output or the turn to list, waits for its lease: 10 s in the
-last row, where `poll_every` is 10 s too.
+save those of the last column. An output that a cut takes from its worker waits for its lease: 10 s in the last row, where
+`poll_every` is 10 s too.
 """,
         {},
     )

@@ -6,12 +6,13 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 import redis
 
 from worker.demo.embedded import RedisServer, wait_until
-from worker.errors import LeaseLostError, StoppedError
+from worker.errors import LeaseLostError, LedgerUnavailableError, StoppedError
 from worker.keeper import Keeper
 from worker.ledger import Claim, Ledger
 from worker.model import Output, OutputId
@@ -172,6 +173,24 @@ def test_a_turn_to_list_outlives_its_lease_while_it_is_kept_and_no_longer(ledger
     with keeper.keeping(turn), pytest.raises(TimeoutError):
         wait_until(lambda: ledger.poll_due("acme"), 1.5, "the turn ends")
     wait_until(lambda: ledger.poll_due("acme"), 5, "the turn ends with its lease")
+
+
+def test_a_turn_whose_end_redis_did_not_hear_is_given_back_when_it_answers(tmp_path: Path) -> None:
+    """Not when its lease ends: a source whose listing a short cut ended would not be listed for so long."""
+    with RedisServer(tmp_path, durable=True) as server:
+        ledger = open_ledger(server.url, lease=timedelta(seconds=30))
+        keeper = Keeper(ledger, threading.Event(), slots=4, grace=timedelta(seconds=1))
+        turn = ledger.take_poll_turn("acme", timedelta(milliseconds=1))
+        assert turn is not None
+        server.kill()
+        with pytest.raises(LedgerUnavailableError):
+            ledger.end_poll_turn(turn, "ok", {})
+        keeper.end_later(turn)
+        keeper.start()
+        server.start()
+        assert not ledger.poll_due("acme")
+        wait_until(lambda: ledger.poll_due("acme"), 8, "the turn is given back")
+        keeper.end()
 
 
 def test_a_stopping_process_may_finish_within_the_grace(ledger: Ledger, keeper: Keeper) -> None:

@@ -107,7 +107,11 @@ def discover(
         raise
     finally:
         detail = {"error": found.error, "jobs": found.jobs, "running": found.running, "owed": found.owed}
-        daemon.ledger.end_poll_turn(turn, found.result, detail)
+        try:
+            daemon.ledger.end_poll_turn(turn, found.result, detail)
+        except LedgerUnavailableError:
+            daemon.keeper.end_later(turn)
+            raise
         changed = found.owed or found.adopted or found.result != "ok"
         log.log(logging.INFO if changed else logging.DEBUG, "polled", source=source, result=found.result, **detail)
     if uncounted_in:

@@ -70,6 +70,7 @@ class Keeper:
         self._stopping_since: float | None = None
         self._held: set[Held] = set()
         self._turns: set[Turn] = set()
+        self._ended_turns: set[Turn] = set()  # of which the ledger is yet to hear
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -156,6 +157,11 @@ class Keeper:
             with self._lock:
                 self._turns.discard(turn)
 
+    def end_later(self, turn: Turn) -> None:
+        """Give a turn back as soon as the ledger, which did not answer, does, not when its lease ends."""
+        with self._lock:
+            self._ended_turns.add(turn)
+
     def renew(self, held: list[Held]) -> None:
         """Prolong these leases now; marks those that are lost."""
         fences = self._ledger.renew([(one.claim.output, one.fence) for one in held])
@@ -174,13 +180,17 @@ class Keeper:
         every = pause = min(self._ledger.lease_seconds / 3, 5.0)
         while not self._ended.wait(pause):
             with self._lock:
-                held, turns = list(self._held), list(self._turns)
+                held, turns, ended = list(self._held), list(self._turns), list(self._ended_turns)
             try:
                 self._stamp()
                 if held:
                     self.renew(held)
                 for turn in turns:
                     self._ledger.keep_turn(turn)
+                for turn in ended:
+                    self._ledger.end_turn(turn)
+                    with self._lock:
+                        self._ended_turns.discard(turn)
                 pause = every
             except LedgerUnavailableError as exc:
                 pause = min(every, _LOOK_SECONDS)
