@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -97,7 +98,8 @@ def discover(
             jobs = _stamped(_window(daemon, source), lambda: daemon.ledger.stamp_poll_turn(turn))
             _list(daemon, source, found, _told(jobs, seen), owed, by_hand=by_hand)
         daemon.ledger.resume(source)
-    except LedgerUnavailableError:
+    except LedgerUnavailableError as exc:
+        found.result, found.error = _result(exc), str(exc)
         raise
     except LastcallError as exc:
         found.result, found.error = _result(exc), str(exc)
@@ -169,6 +171,7 @@ _RESULTS: dict[type[LastcallError], str] = {
     HeldError: "blocked",
     ArchiveRefusedError: "archive-refused",
     ArchiveUnavailableError: "archive-unavailable",
+    LedgerUnavailableError: "ledger-unavailable",
 }
 
 
@@ -198,7 +201,8 @@ def _list(
         before_batch = found.owed
         _note_jobs(daemon, source, batch, found, recheck=first, epoch=epoch)
         if found.owed > before_batch:
-            owed()
+            with suppress(LedgerUnavailableError):  # a wake-up is a hint, and the broker has connections of its own
+                owed()
         running |= {job.id for job in batch if job.state is JobState.RUNNING}
         ended += [job for job in batch if job.state is JobState.COMPLETED and job.id in before]
     runs = _learn_runs(daemon, source, before, ended)

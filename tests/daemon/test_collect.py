@@ -6,11 +6,14 @@ import itertools
 import json
 from datetime import timedelta
 
+import pytest
+
 from worker import app
 from worker.collect import Outcome, collect
 from worker.demo.api2convert import OutputFile
 from worker.demo.server import Content, Fault
 from worker.discover import discover, watch
+from worker.errors import LedgerUnavailableError
 from worker.model import OutputId, OutputState
 
 
@@ -131,6 +134,31 @@ def test_what_a_long_list_shows_is_collected_while_it_is_still_read(world):
     archived_after.clear()
     discover(daemon, "sellercloud", by_hand=True, owed=collect_one)
     assert archived_after == []
+
+
+def test_a_wake_up_that_cannot_be_sent_ends_no_listing(world):
+    """The broker may be in trouble while the ledger is not; the next tick sends what is missing."""
+    world.only("sellercloud")
+    for number in range(230):
+        world.sellercloud.add_job(Content(f"n{number}", 10))
+
+    def fail() -> None:
+        raise LedgerUnavailableError("Redis: the message could not be sent")
+
+    assert discover(world.daemon(), "sellercloud", owed=fail).owed == 230
+
+
+def test_a_listing_that_redis_broke_off_is_not_called_well(world):
+    world.only("sellercloud")
+    world.sellercloud.add_job(Content("x", 10))
+    daemon = world.daemon()
+
+    def fail(_: object) -> None:
+        raise LedgerUnavailableError("Redis: no answer")
+
+    with pytest.raises(LedgerUnavailableError):
+        discover(daemon, "sellercloud", seen=fail)
+    assert daemon.ledger.status("sellercloud", timedelta(0)).last_poll_result == "ledger-unavailable"
 
 
 def test_a_watched_job_is_found_and_is_watched_no_more_once_it_is_archived(world):
