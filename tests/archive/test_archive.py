@@ -339,6 +339,18 @@ def test_s3_that_is_down_is_unavailable_after_some_tries(world, faults, monkeypa
         closed.receipt(an_output().id)
 
 
+def test_patience_counts_from_the_first_try(world, faults, monkeypatch):
+    """An S3 that hangs keeps nobody for twice as long as a request may take."""
+    monkeypatch.setattr("worker.archive.s3.PATIENCE_SECONDS", 1)
+    monkeypatch.setattr("worker.archive.s3.READ_SECONDS", 1.2)
+    gate = threading.Event()
+    hangs = world.proxy.fault("GET", "", faults.hold(gate), times=99)
+    with pytest.raises(ArchiveUnavailableError):
+        world.archive().receipt(an_output().id)
+    gate.set()
+    assert hangs.seen == 1
+
+
 def test_secret_that_cannot_be_read_is_a_refusal(world, tmp_path):
     secret = type(world.settings.secret_access_key).model_validate({"file": str(tmp_path / "none")})
     with pytest.raises(ArchiveRefusedError, match="cannot be read"):

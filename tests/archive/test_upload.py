@@ -438,17 +438,17 @@ def test_small_object_is_waited_for_in_the_background_where_s3_is_slow_all_day(w
 
 
 class TakesChecksums:
-    """S3 as it is: it says which CRC32 it took. `unsigned`: whether it takes a body that the signature does not cover."""
+    """S3 as it is: it says which CRC32 it took. `refuse`: how it refuses a body that the signature does not cover."""
 
-    def __init__(self, world, faults, *, unsigned: bool) -> None:
+    def __init__(self, world, refuse=None) -> None:
         self.signed = []
-        self._refuse, self._unsigned = faults.answer(403, "AccessDenied"), unsigned
+        self._refuse = refuse
         world.proxy.fault("PUT", ".", self, times=10_000)
 
     def __call__(self, handler) -> None:
         signed = handler.headers["x-amz-content-sha256"] != "UNSIGNED-PAYLOAD"
         self.signed.append(signed)
-        if not signed and not self._unsigned:
+        if not signed and self._refuse:
             self._refuse(handler)
         else:
             name = "x-amz-checksum-crc32"
@@ -456,8 +456,8 @@ class TakesChecksums:
 
 
 @pytest.mark.parametrize("size", [9, 3 * BLOCK_BYTES])
-def test_in_the_clear_a_signature_covers_the_body_until_the_checksum_was_taken(world, output, lease, faults, size):
-    service, archive, data = TakesChecksums(world, faults, unsigned=True), world.archive(), content(size)
+def test_in_the_clear_a_signature_covers_the_body_until_the_checksum_was_taken(world, output, lease, size):
+    service, archive, data = TakesChecksums(world), world.archive(), content(size)
     for name in ("a.csv", "b.csv"):
         before = len(service.signed)
         upload = begin(archive, output, lease, name=name)
@@ -486,8 +486,14 @@ def test_a_service_that_says_nothing_of_checksums_gets_signed_bodies(world, outp
     assert all(signed)
 
 
-def test_a_service_that_wants_signed_bodies_gets_them_for_good(world, output, lease, faults):
-    service, archive, data = TakesChecksums(world, faults, unsigned=False), world.archive(), content(2 * BLOCK_BYTES)
+@pytest.mark.parametrize("size", [9, 2 * BLOCK_BYTES])
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(403, "AccessDenied"), (400, "InvalidRequest"), (400, "XAmzContentSHA256Mismatch"), (501, "NotImplemented")],
+)
+def test_a_service_that_wants_signed_bodies_gets_them_for_good(world, output, lease, faults, size, status, code):
+    """Some take what stands there instead of a hash for a hash, and say that it is not the body's."""
+    service, archive, data = TakesChecksums(world, faults.answer(status, code)), world.archive(), content(size)
     for name in ("a.csv", "b.csv", "c.csv"):
         upload = begin(archive, output, lease, name=name)
         feed(upload, data)
@@ -510,6 +516,23 @@ def test_digest_is_that_of_all_that_was_fed_in_order(pieces):
         assert [digest.hexdigest() for digest in digests] == [hashlib.sha256(done).hexdigest(), hashlib.md5(done).hexdigest()]
         digests[0].update(b"more"), digests[1].update(b"more")
         done += b"more"
+
+
+def test_a_thread_that_cannot_be_begun_is_no_thread_for_good(monkeypatch):
+    """A machine out of threads or memory for a while; afterwards there are as many as before."""
+    begin_thread, refusals = threading.Thread.start, iter(range(3))
+
+    def start(thread):
+        if next(refusals, None) is not None:
+            raise RuntimeError("can't start new thread")
+        begin_thread(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    threads = Threads("hasher", 2)
+    for _ in range(3):
+        with pytest.raises(RuntimeError):
+            threads.submit(lambda: 1)
+    assert threads.submit(lambda: 2).result(10) == 2
 
 
 def test_ten_thousand_parts_hold_a_thousand_gibibytes_and_the_first_are_equal():

@@ -160,14 +160,15 @@ class Bucket:
 
         A refusal ends it at once, unless `lease` is a `Holder` that goes on.
         """
+        began = time.monotonic()
         try:
             return work()
         except (ArchiveUnavailableError, ArchiveRefusedError) as exc:
             failure = exc
-        return self.patiently_after(failure, lease, work)
+        return self.patiently_after(failure, began, lease, work)
 
-    def patiently_after(self, failure: LastcallError, lease: Lease | None, work: Callable[[], T]) -> T:
-        """`patiently`, where the first try was made already, and ended so."""
+    def patiently_after(self, failure: LastcallError, began: float, lease: Lease | None, work: Callable[[], T]) -> T:
+        """`patiently`, where the first try was made already, began then (by the monotonic clock) and ended so."""
         tries = itertools.count()
 
         def attempt() -> T:
@@ -180,10 +181,10 @@ class Bucket:
                 return isinstance(lease, Holder) and lease.goes_on_refused(exc)
             return isinstance(exc, ArchiveUnavailableError)
 
-        enough = tenacity.stop_any(
-            tenacity.stop_after_attempt(PATIENCE_TRIES),
-            tenacity.stop_before_delay(PATIENCE_SECONDS),
-        )
+        def enough(state: tenacity.RetryCallState) -> bool:
+            seconds = time.monotonic() - began + state.upcoming_sleep
+            return state.attempt_number >= PATIENCE_TRIES or seconds >= PATIENCE_SECONDS
+
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(may_pass),
             wait=_wait,
@@ -314,6 +315,8 @@ class Bucket:
                 return ArchiveRefusedError(f"{what}: this service lacks what lastcall needs")
             case 0 | 408 | 409 | 429:
                 return _unavailable(what, meta)
+            case _ if code == "XAmzContentSHA256Mismatch" and not self._signs_bodies:
+                return ArchiveRefusedError(f"{what}: this service wants signatures that cover the body")
             case _ if status >= 500 or (status == 200) or code in _PASSING or "Throttl" in code:
                 return _unavailable(what, meta)
             case _ if code in _KEY_REFUSED:

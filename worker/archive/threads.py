@@ -28,7 +28,7 @@ class Threads:
         self._threads = 0
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Do `work` in one of the threads, in the order of asking."""
+        """Do `work` in one of the threads, in the order of asking. A thread that cannot be begun raises what it raises."""
         future: Future[T] = Future()
 
         def job() -> None:
@@ -40,11 +40,11 @@ class Threads:
                 future.set_result(result)
 
         with self._lock:
+            if self._threads < min(self._pending + 1, self._limit):
+                threading.Thread(target=self._work, name=self._name, daemon=True).start()
+                self._threads += 1
             self._pending += 1
             self._jobs.put(job)
-            if self._threads < min(self._pending, self._limit):
-                self._threads += 1
-                threading.Thread(target=self._work, name=self._name, daemon=True).start()
         return future
 
     def _work(self) -> None:
