@@ -79,7 +79,7 @@ def discover(
     """List `source` and write what is owed into the ledger. None when it is not its turn, or paused (save `by_hand`).
 
     `patience`: how long to wait for its turn. `seen` is told each job as it is listed, before the ledger knows of it; `owed` is
-    called whenever the ledger has got something new to collect, which need not wait for the end of a long list.
+    called once the ledger has got something new to collect, which need not wait for the end of a long list.
     Vendor trouble is a result, not an exception; only `LedgerUnavailableError` is raised.
     """
     if by_hand:
@@ -198,9 +198,9 @@ def _list(
     for batch in _batches(itertools.chain(listed, _watched(daemon, source, by_hand=by_hand))):
         if daemon.keeper.stopping:
             raise StoppedError("the process is stopping; the next poll lists again")
-        before_batch = found.owed
+        nothing_new = not found.owed
         _note_jobs(daemon, source, batch, found, recheck=first, epoch=epoch)
-        if found.owed > before_batch:
+        if nothing_new and found.owed:
             with suppress(LedgerUnavailableError):  # a wake-up is a hint, and the broker has connections of its own
                 owed()
         running |= {job.id for job in batch if job.state is JobState.RUNNING}

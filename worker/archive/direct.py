@@ -87,7 +87,6 @@ class DirectPut:
     def __init__(self, client: Any, bucket: str) -> None:
         """`client`: whose credentials, settings and connections are used. Nothing is sent yet."""
         self._client = client
-        self._sign_body = bool(client.meta.config.s3["payload_signing_enabled"])
         self._parser = create_parser("rest-xml")
         self._shape = client.meta.service_model.operation_model("PutObject").output_shape
         # Where the bucket is, as the client's rules say: in the host or in the path.
@@ -111,7 +110,7 @@ class DirectPut:
             body=params["Body"],
             credentials=credentials.get_frozen_credentials(),
             region=self._client.meta.region_name,
-            sign_body=self._sign_body,
+            sign_body=self._client.meta.config.s3["payload_signing_enabled"],
             now=datetime.now(UTC),
         )
         headers["user-agent"] = "lastcall"

@@ -277,7 +277,8 @@ class Bucket:
         """The service took the CRC32 of a body, so the signatures to come need not cover bodies."""
         with self._lock:
             if self._client is client and self._may_leave_bodies_out:
-                self._client, self._signs_bodies = None, False
+                # Read for each request. A second client would cost 12 MiB.
+                client.meta.config.s3["payload_signing_enabled"] = self._signs_bodies = False
 
     @property
     def puts_directly(self) -> bool:
