@@ -437,6 +437,24 @@ def test_small_object_is_waited_for_in_the_background_where_s3_is_slow_all_day(w
     assert fault.seen == 2
 
 
+@pytest.mark.parametrize("size", [9, 2 * BLOCK_BYTES])
+def test_what_failed_and_then_went_well_leaves_nothing_behind(world, output, lease, faults, size):
+    """An error that kept itself by its own trace would keep the bytes that were sent as well, until it is collected."""
+    archive = world.archive()
+    for name in ("a.csv", "b.csv"):  # from then on a small one is sent past the client
+        begin(archive, output, lease, name=name).complete()
+    gc.collect()
+    gc.disable()
+    try:
+        world.proxy.fault("PUT", "c.csv", faults.answer(503, "SlowDown"), times=1)
+        upload = begin(archive, output, lease, name="c.csv")
+        feed(upload, content(size))
+        assert upload.complete().size == size
+        assert [one for one in gc.get_objects() if isinstance(one, ArchiveUnavailableError)] == []
+    finally:
+        gc.enable()
+
+
 class TakesChecksums:
     """S3 as it is: it says which CRC32 it took. `refuse`: how it refuses a body that the signature does not cover."""
 

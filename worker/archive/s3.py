@@ -7,7 +7,6 @@ package: `NotThereError`, `StandsError` and `VanishedError`.
 from __future__ import annotations
 
 import email.utils
-import itertools
 import random
 import threading
 import time
@@ -161,19 +160,17 @@ class Bucket:
         A refusal ends it at once, unless `lease` is a `Holder` that goes on.
         """
         began = time.monotonic()
+        failed: list[
+            LastcallError
+        ] = []  # taken out again at once: a variable would tie an error to its own trace, and the bytes
         try:
             return work()
         except (ArchiveUnavailableError, ArchiveRefusedError) as exc:
-            failure = exc
-        return self.patiently_after(failure, began, lease, work)
-
-    def patiently_after(self, failure: LastcallError, began: float, lease: Lease | None, work: Callable[[], T]) -> T:
-        """`patiently`, where the first try was made already, began then (by the monotonic clock) and ended so."""
-        tries = itertools.count()
+            failed.append(exc)
 
         def attempt() -> T:
-            if next(tries) == 0:
-                raise failure
+            if failed:
+                raise failed.pop()
             return work()
 
         def may_pass(exc: BaseException) -> bool:

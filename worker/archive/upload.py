@@ -495,12 +495,18 @@ class Upload:
 
     def _here(self, attempt: Callable[..., T]) -> T:
         """Make a first try, which is over within seconds, in this thread; whatever it takes after that, in the background."""
-        began = time.monotonic()
+        failed: list[LastcallError] = []  # taken out again at once, as in `patiently`
         try:
             return self._at_work(lambda: attempt(silence_seconds=SOON_SECONDS))
         except (ArchiveRefusedError, ArchiveUnavailableError) as exc:
-            failure = exc
-        return self._in_background(lambda: self._bucket.patiently_after(failure, began, self, attempt))
+            failed.append(exc)
+
+        def go_on() -> T:
+            if failed:
+                raise failed.pop()
+            return attempt()
+
+        return self._in_background(lambda: self._bucket.patiently(self, go_on))
 
     def _at_work(self, work: Callable[[], T]) -> T:
         """Do `work` and be counted meanwhile, so that no buffer is taken from under a request."""
