@@ -63,11 +63,11 @@ class _Defective(Ledger):
 
     failures = 0
 
-    def stamp_worker(self, slots: int) -> None:
+    def stamp_worker(self, slots: int) -> datetime:
         self.failures += 1
         if self.failures == 2:  # the first is said by `start` itself
             raise ZeroDivisionError
-        super().stamp_worker(slots)
+        return super().stamp_worker(slots)
 
 
 def test_a_defect_does_not_end_the_heartbeat(redis_url: str) -> None:
@@ -91,6 +91,35 @@ def test_what_is_held_stays_held_far_longer_than_a_lease(ledger: Ledger, keeper:
         held.check()
         held.confirm()
     assert not nobody_claims(redis_url, 5)
+
+
+def test_a_claim_whose_answer_was_lost_is_given_back_long_before_its_lease_ends(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis hung, and then did what it had been asked while nobody waited any more. What is held here or elsewhere stays so."""
+    monkeypatch.setattr("worker.keeper.ANSWERED_SECONDS", 0.3)
+    ledger, other = (open_ledger(redis_url, worker, timedelta(seconds=3)) for worker in ("w1", "w2"))
+    keeper = Keeper(ledger, threading.Event(), slots=4, grace=timedelta(seconds=0.3), sources=("acme", "other"))
+    now = datetime.now(UTC)
+    with keeper.holding(owe_and_claim(ledger)) as held:
+        lost, elsewhere = (
+            Output(id=OutputId("acme", job, "1"), completed_at=now, deadline=now + timedelta(days=2)) for job in ("2", "3")
+        )
+        ledger.owe(lost, recheck=False)
+        assert ledger.claim({"acme": 9}) is not None
+        ledger.owe(elsewhere, recheck=False)
+        assert other.claim({"acme": 9}) is not None
+        keeper.start()
+        try:
+            wait_until(lambda: ledger.states([lost.id])[lost.id] == "owed", 3, "what nobody knows of is given back")
+            assert set(ledger.states([held.claim.output.id, elsewhere.id]).values()) == {"claimed"}
+            held.confirm()
+            claim = other.claim({"acme": 9})
+            assert claim is not None
+            assert claim.output.id == lost.id
+            assert claim.recheck
+        finally:
+            keeper.end()
 
 
 def test_a_lease_that_another_worker_took_ends_the_transfer(ledger: Ledger, keeper: Keeper, redis_url: str) -> None:

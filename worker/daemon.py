@@ -59,7 +59,7 @@ def open_daemon(settings: Settings, *, alone: bool = False) -> Daemon:
         settings=settings,
         ledger=ledger,
         archive=Archive(settings.archive, spool_bytes=settings.worker.spool_bytes),
-        keeper=Keeper(ledger, stop, slots=settings.worker.concurrency, grace=STOP_GRACE),
+        keeper=Keeper(ledger, stop, slots=settings.worker.concurrency, grace=STOP_GRACE, sources=tuple(enabled)),
         heartbeat=Heartbeat(settings.alerts),
         sources={
             name: open_source(

@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 import structlog
@@ -19,6 +19,8 @@ _T = TypeVar("_T")
 
 # Between two looks for a Redis that is away: it may come back older, and then waits two seconds for us to assert what we hold.
 _LOOK_SECONDS = 1.0
+# Within which a claim is in the hands of whoever asked for it, or never will be: Redis' client waits five for an answer.
+ANSWERED_SECONDS = 6.0
 
 
 class Held:
@@ -44,12 +46,12 @@ class Held:
             raise StoppedError("the process is stopping")
 
     def confirm(self) -> None:
-        """Ask the ledger itself, before anything becomes visible in the bucket, unless the claim is younger than half a lease:
-        so long nobody else can have claimed it, and a small file needs no more.
+        """Ask the ledger itself, before anything becomes visible in the bucket, unless the claim is younger than half a lease
+        and than `ANSWERED_SECONDS`: so long nobody else can have claimed it, and a small file needs no more.
 
         A ledger that does not answer says nothing against us: what follows is create-only, and nobody can claim meanwhile.
         """
-        if time.monotonic() - self.claim.asked_at > self._keeper.lease_seconds / 2:
+        if time.monotonic() - self.claim.asked_at > min(self._keeper.lease_seconds / 2, ANSWERED_SECONDS):
             with contextlib.suppress(LedgerUnavailableError):
                 self._keeper.renew([self])
         self.check()
@@ -61,9 +63,12 @@ class Keeper:
     `stop` is set when the process is asked to stop; transfers may go on for `grace` after that, then `Held.check` ends them.
     """
 
-    def __init__(self, ledger: Ledger, stop: threading.Event, *, slots: int, grace: timedelta) -> None:
-        """`slots`: how many outputs this process collects at once."""
+    def __init__(
+        self, ledger: Ledger, stop: threading.Event, *, slots: int, grace: timedelta, sources: Iterable[str] = ()
+    ) -> None:
+        """`slots`: how many outputs this process collects at once, of `sources`."""
         self._ledger = ledger
+        self._sources = tuple(sources)
         self._slots = slots
         self._stop = stop
         self._grace_seconds = grace.total_seconds()
@@ -172,9 +177,17 @@ class Keeper:
                 one.lost = True
                 log.warning("lease lost", output=str(one.claim.output.id))
 
-    def _stamp(self) -> None:
-        if self._alive:
-            self._ledger.stamp_worker(self._slots)
+    def _stamp(self) -> datetime | None:
+        return self._ledger.stamp_worker(self._slots) if self._alive else None
+
+    def _disown(self, now: datetime) -> None:
+        """Give back what the ledger says we hold and nobody here does: its answer was lost, or Redis was away when it was to be
+        settled. It would keep a slot of its source until its lease ends. `now`: the ledger's time, of a moment ago.
+        """
+        with self._lock:
+            held = [one.claim.output.id for one in self._held]
+        for output in self._ledger.disown(self._sources, held, now - timedelta(seconds=ANSWERED_SECONDS)):
+            log.warning("given back", output=str(output), reason="it is claimed for this worker, which does not hold it")
 
     def _beat(self) -> None:
         every = pause = min(self._ledger.lease_seconds / 3, 5.0)
@@ -182,9 +195,11 @@ class Keeper:
             with self._lock:
                 held, turns, ended = list(self._held), list(self._turns), list(self._ended_turns)
             try:
-                self._stamp()
+                now = self._stamp()
                 if held:
                     self.renew(held)
+                if now is not None:
+                    self._disown(now)
                 for turn in turns:
                     self._ledger.keep_turn(turn)
                 for turn in ended:

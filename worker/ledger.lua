@@ -189,19 +189,26 @@ local function truce(lease)
   return tonumber(call('GET', P .. 'truce') or '0') > now
 end
 
--- A lease that ended: the output is owed again at once, and the next attempt looks for what the dead worker left.
+-- Ends a claim that nobody settled: the output is owed again at once, and the next attempt looks for what was left. True unless it
+-- was a lost one, asked for once more.
+local function end_claim(id, why)
+  local st = get(id, 'st')
+  if st == 'claimed' then
+    note(id, why)
+    call('HSET', rec(id), 'rc', '1')
+    move(id, 'owed')
+    return true
+  end
+  call('ZREM', key('claimed', id), id)
+  if st then call('HDEL', rec(id), 'fe', 'wk') end
+  return false
+end
+
+-- Leases that ended: their holders are dead.
 local function expire_leases(source)
   for _, id in ipairs(call('ZRANGEBYSCORE', P .. 'claimed:' .. source, '-inf', num(now), 'LIMIT', 0, 100)) do
-    local st = get(id, 'st')
-    if st == 'claimed' then
-      note(id, 'lease of ' .. (get(id, 'wk') or '?') .. ' ended; taken over')
-      call('HSET', rec(id), 'rc', '1')
-      move(id, 'owed')
-      count('takeovers', source, 1)
-    else
-      call('ZREM', P .. 'claimed:' .. source, id)
-      if st then call('HDEL', rec(id), 'fe', 'wk') end
-    end
+    local ended = end_claim(id, 'lease of ' .. (get(id, 'wk') or '?') .. ' ended; taken over')
+    if ended then count('takeovers', source, 1) end
   end
 end
 
@@ -571,13 +578,29 @@ function commands.wakeups(queue, lease, ...)
   return math.max(0, math.min(total, math.max(1, most - held)) - call('LLEN', queue))
 end
 
--- alive WORKER SLOTS LEASE: a worker that can collect SLOTS outputs at once says that it lives.
+-- alive WORKER SLOTS LEASE: a worker that can collect SLOTS outputs at once says that it lives. Gives the time.
 function commands.alive(worker, slots, lease)
   truce(lease)
   call('SET', P .. 'seen', num(now))
   call('ZADD', P .. 'workers', num(now), worker)
   call('HSET', P .. 'slots', worker, slots)
-  return 1
+  return num(now)
+end
+
+-- disown WORKER LEASE BEFORE SOURCES SOURCE… ID…: ends what WORKER has claimed, or said to hold, for the last time before then, and
+-- does not hold: it holds ID… alone. Gives what that was.
+function commands.disown(worker, lease, before, sources, ...)
+  local names, mine, ended = { ... }, {}, {}
+  for i = tonumber(sources) + 1, #names do mine[names[i]] = true end
+  for i = 1, tonumber(sources) do
+    for _, id in ipairs(call('ZRANGEBYSCORE', P .. 'claimed:' .. names[i], '-inf', num(tonumber(before) + tonumber(lease)))) do
+      if not mine[id] and get(id, 'wk') == worker then
+        end_claim(id, 'given back: ' .. worker .. ' does not hold it')
+        ended[#ended + 1] = id
+      end
+    end
+  end
+  return ended
 end
 
 -- ticked LEASE: a beat says that it lives.

@@ -676,9 +676,18 @@ class Ledger:
 
     # --- heartbeats --------------------------------------------------------------------------------------------------
 
-    def stamp_worker(self, slots: int) -> None:
-        """This worker process is alive and can collect `slots` outputs at once."""
-        self._keys.run("alive", self.worker, slots, self.lease_seconds)
+    def stamp_worker(self, slots: int) -> datetime:
+        """This worker process is alive and can collect `slots` outputs at once. Gives the ledger's time."""
+        return datetime.fromtimestamp(float(self._keys.run("alive", self.worker, slots, self.lease_seconds)), UTC)
+
+    def disown(self, sources: Iterable[str], held: Iterable[OutputId], before: datetime) -> list[OutputId]:
+        """Give back what this worker has claimed of `sources` before then and does not hold, since the ledger's answer never
+        came, or could not be given what came of it. Gives what that was. `held`: all that it holds, by now.
+        """
+        names = list(sources)
+        mine = (str(output) for output in held)
+        ended = self._keys.run("disown", self.worker, self.lease_seconds, epoch_seconds(before), len(names), *names, *mine)
+        return [OutputId.parse(identity.decode()) for identity in ended]
 
     def sign_off(self) -> None:
         """This worker process has ended."""
