@@ -314,7 +314,7 @@ class Bucket:
             case 0 | 408 | 409 | 429:
                 return _unavailable(what, meta)
             case _ if code == "XAmzContentSHA256Mismatch" and not self._signs_bodies:
-                return ArchiveRefusedError(f"{what}: this service wants signatures that cover the body")
+                return ArchiveRefusedError(f"{what}: this service lacks what lastcall needs")  # it wants bodies signed
             case _ if status >= 500 or (status == 200) or code in _PASSING or "Throttl" in code:
                 return _unavailable(what, meta)
             case _ if code in _KEY_REFUSED:
