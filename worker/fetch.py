@@ -29,7 +29,7 @@ from worker.errors import (
 from worker.model import Lease, Link, Wrapping
 from worker.settings import SourceSettings
 
-_READ_BYTES = 256 * 1024
+_READ_BYTES = 512 * 1024
 _PIECE_BYTES = 64 * 1024  # smaller reads (TLS gives 16 KiB at a time) are put together to this
 _REFUSAL_BYTES = 64 * 1024
 _MAX_REDIRECTS = 10
@@ -94,8 +94,8 @@ class Download:
         self._watch.close()
         self._response.close()
 
-    def chunks(self) -> Iterator[memoryview]:
-        """Yield the body once, as received, in pieces of at most 1 MiB, each valid until the next is asked for.
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the body once, as received, in pieces of at most 1 MiB.
 
         Asks `lease.check()` per piece, and twice a second from another thread: however slowly the server trickles, a lost
         lease or a stop cuts the connection. A cut connection is resumed by Range with If-Range where the link is resumable
@@ -212,24 +212,24 @@ class Download:
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
-    def _pieces(self) -> Iterator[memoryview]:
+    def _pieces(self) -> Iterator[bytes]:
         """Yield what comes over the present connection up to its end. Raises `_CutError` when that is not the body's end."""
         held = bytearray()
         try:
             while data := self._read():
                 if not held and len(data) >= _PIECE_BYTES:
-                    yield memoryview(data)
+                    yield data
                     continue
                 held += data
                 if len(held) >= _PIECE_BYTES:
-                    yield memoryview(held)
+                    yield bytes(held)
                     held = bytearray()
         except (_CutError, TooSlowError):
             if held:
-                yield memoryview(held)
+                yield bytes(held)
             raise
         if held:
-            yield memoryview(held)
+            yield bytes(held)
         if self.length is not None and self._received != self.length:
             raise _CutError(f"the body ended after {self._received} of {self.length} bytes")
 

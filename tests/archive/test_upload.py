@@ -553,6 +553,25 @@ def test_a_thread_that_cannot_be_begun_is_no_thread_for_good(monkeypatch):
     assert threads.submit(lambda: 2).result(10) == 2
 
 
+def feed_digest(digest, times):
+    for _ in range(times):
+        digest.update(bytes(MIB))
+
+
+def test_digest_that_cannot_go_on_says_so_to_whoever_feeds_it_and_asks(monkeypatch):
+    digest = Digest("sha256", Threads("hasher", 4))
+
+    class Broken:
+        def update(self, _):
+            raise MemoryError
+
+    monkeypatch.setattr(digest, "_hash", Broken())
+    with pytest.raises(MemoryError):
+        feed_digest(digest, 100)
+    with pytest.raises(MemoryError):
+        digest.hexdigest()
+
+
 def test_ten_thousand_parts_hold_a_thousand_gibibytes_and_the_first_are_equal():
     blocks = [blocks_of_part(number) for number in range(1, 10_001)]
     assert set(blocks[:3_999]) == {1}
