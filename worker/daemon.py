@@ -51,7 +51,7 @@ def open_daemon(settings: Settings, *, alone: bool = False) -> Daemon:
 
     `alone`: sources share nothing with other workers, and need no Redis.
     """
-    worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
+    worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     stop = threading.Event()
     ledger = Ledger(settings.redis(), lease=settings.worker.lease, worker=worker)
     enabled = {name: source for name, source in settings.sources.items() if source.enabled}
