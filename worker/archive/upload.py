@@ -45,8 +45,9 @@ MEMORY_BLOCKS_EACH = 3
 # While S3 takes parts at least this often, a full memory only slows the writer down, as any pipe does; a disk would be slower.
 # A longer silence is S3's trouble, and the spool is for that: the vendor's connection must not starve.
 SILENCE_SECONDS = 2
-# A body up to this size is sent as one bytes object; a longer one as a stream, whose time limit holds per piece.
-_AT_ONCE_BYTES = 2**20
+# A body up to this size is sent as one bytes object, within `CONNECT_SECONDS` where nothing is encrypted; a longer one as a
+# stream, whose time limit holds per piece. So a line of 50 KB/s for each of the uploads is fast enough.
+_AT_ONCE_BYTES = 2**18
 # In which a first try to write a small object is answered. Whoever waits for it does not ask its lease meanwhile.
 SOON_SECONDS = 5
 # How long an upload whose bytes can be fetched again waits, slot and all, for credentials to be put right.
