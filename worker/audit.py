@@ -154,9 +154,11 @@ def audit_with_poll(daemon: Daemon, source: str, window: Window = ALL) -> Source
 def _audit(daemon: Daemon, source: str, window: Window, listing: Listing) -> SourceAudit:
     found = SourceAudit(source=source)
     try:
-        kept = _check_receipts(daemon, source, window, found)
+        kept, unexplained = _check_receipts(daemon, source, window, found)
         listed = _check_inventory(daemon, listing, window, kept, found)
         _check_ledger(daemon, source, window, kept | listed, found)
+        if unexplained:
+            _check_strays(daemon, source, window, listed, found)
     except StoppedError:
         raise
     except LastcallError as exc:
@@ -169,8 +171,10 @@ def _mark(*parts: object) -> bytes:
     return blake2b("\0".join(map(str, parts)).encode(), digest_size=16).digest()
 
 
-def _check_receipts(daemon: Daemon, source: str, window: Window, found: SourceAudit) -> set[bytes]:
-    """Compare each object with its receipt; gives the marks of the outputs that have one."""
+def _check_receipts(daemon: Daemon, source: str, window: Window, found: SourceAudit) -> tuple[set[bytes], int]:
+    """Compare each object with its receipt; gives the marks of the outputs that have one, and how many objects no receipt is
+    about.
+    """
     objects = {
         _mark(*entry) for entry in daemon.keeper.unless_stopping(daemon.archive.inventory(source, window.since, window.until))
     }
@@ -180,14 +184,17 @@ def _check_receipts(daemon: Daemon, source: str, window: Window, found: SourceAu
     receipts = _together(lambda output: _read_receipt(daemon, output), daemon.archive.receipts(source, written_since))
     for output, receipt in daemon.keeper.unless_stopping(receipts):
         kept.add(_mark(output))
+        mark = _mark(receipt.key, receipt.size, receipt.etag) if receipt else b""
+        stands = mark in objects
+        objects.discard(mark)
         if receipt is not None and not window.holds(receipt.completed_at):
             continue
         found.receipts += 1
         if receipt is None:
             found.damaged.append(Finding(output=output, why="its receipt cannot be read any more"))
-        elif _mark(receipt.key, receipt.size, receipt.etag) not in objects and (why := _difference(daemon, receipt)):
+        elif not stands and (why := _difference(daemon, receipt)):
             found.damaged.append(Finding(output=output, why=why, deadline=timestamp(receipt.deadline)))
-    return kept
+    return kept, len(objects)
 
 
 def _difference(daemon: Daemon, receipt: Receipt) -> str | None:
@@ -246,6 +253,18 @@ def _check_ledger(daemon: Daemon, source: str, window: Window, known: set[bytes]
         for record in daemon.ledger.records(source, state):
             if _mark(record.output.id) not in known and window.holds(record.output.completed_at):
                 _judge(daemon, record.output, record, found)
+
+
+def _check_strays(daemon: Daemon, source: str, window: Window, listed: set[bytes], found: SourceAudit) -> None:
+    """Name the objects that we made and that never got their receipt, where neither vendor nor ledger knows of the output."""
+    for output in daemon.keeper.unless_stopping(daemon.archive.strays(source, window.since)):
+        if _mark(output.id) in listed or not window.holds(output.completed_at):
+            continue
+        record = daemon.ledger.record(output.id)
+        known = record is not None and record.state is not OutputState.ARCHIVED
+        if not known and daemon.archive.receipt(output.id) is None:
+            why = "its object stands, its receipt does not; `lastcall rebuild` has it written"
+            found.missing.append(Finding(output=output.id, why=why, deadline=timestamp(output.deadline)))
 
 
 def _judge(daemon: Daemon, output: Output, record: Record | None, found: SourceAudit) -> None:

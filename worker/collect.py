@@ -217,7 +217,7 @@ def _download(daemon: Daemon, claim: Claim, lease: Held, link: Link, standing: l
         with suppress(LedgerUnavailableError):  # others will meet the refusal, too
             pause_if_refused(daemon, output.id.source, exc)
 
-    upload = daemon.archive.open_upload(output.id, lease, keep=link.counted, algorithm=algorithm, refused=refused)
+    upload = daemon.archive.open_upload(output, lease, keep=link.counted, algorithm=algorithm, refused=refused)
     result = "failed"
     try:
         with fetch.open_download(

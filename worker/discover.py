@@ -31,7 +31,7 @@ from worker.errors import (
 )
 from worker.ledger import PollTurn
 from worker.model import Job, JobState, Output, OutputId, OutputState, Receipt, timestamp
-from worker.recovery import open_epoch, recount, recover
+from worker.recovery import open_epoch, reclaim, recount, recover
 from worker.settle import pause_if_refused
 
 log = structlog.get_logger()
@@ -116,11 +116,12 @@ def discover(
             raise
         changed = found.owed or found.adopted or found.result != "ok"
         log.log(logging.INFO if changed else logging.DEBUG, "polled", source=source, result=found.result, **detail)
-    if uncounted_in:
-        try:
+    try:
+        if uncounted_in:
             recount(daemon, source, uncounted_in)
-        except (StoppedError, ArchiveUnavailableError, ArchiveRefusedError) as exc:
-            log.warning("receipts not counted; the next poll counts them", source=source, error=str(exc))
+        found.owed += reclaim(daemon, source)
+    except (StoppedError, ArchiveUnavailableError, ArchiveRefusedError) as exc:
+        log.warning("receipts not looked at; the next poll does it", source=source, error=str(exc))
     return found
 
 

@@ -27,6 +27,7 @@
 -- lastcall:busy:{source}       when something last ran or came
 -- lastcall:pass               hash   source -> when its last complete pass began, in this epoch
 -- lastcall:recovered          set    sources of which the bucket was read back; lastcall:recount: whose count is in doubt
+-- lastcall:strays             hash   source -> the epoch in which objects without receipts were looked for
 -- lastcall:told:{source}       hash   output -> the trouble that people were told of
 -- lastcall:polling:{source}   token of the listing that goes on; lastcall:polled:{source} lives as long as none may begin
 --

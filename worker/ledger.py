@@ -221,6 +221,24 @@ class Ledger:
         """Say that what the bucket knows of `source` was read back in `epoch`. False when another one has begun meanwhile."""
         return bool(self._keys.run("recovered", source, epoch))
 
+    def strays_due(self, source: str) -> str | None:
+        """Give the epoch in which the objects without receipts are still to be looked for. None when they were, and as long as
+        claims are not given: who holds an output says so until then, and may be about to write its receipt.
+        """
+        with self._keys.pipeline() as pipe:
+            pipe.hget(f"{PREFIX}strays", source)
+            pipe.hmget(f"{PREFIX}epoch", "id", "open_at")
+            done, (epoch, open_at) = pipe.execute()
+        opened = instant(open_at)
+        if epoch is None or epoch == done or opened is None or opened > self.now():
+            return None
+        return str(epoch.decode())
+
+    def note_strays(self, source: str, epoch: str) -> None:
+        """Write down that they were looked for in `epoch`."""
+        with self._keys.calls() as redis:
+            redis.hset(f"{PREFIX}strays", source, epoch)
+
     def count_receipts(self, source: str, outputs: Iterable[OutputId]) -> None:
         """Count the receipts of `source` anew; `outputs` is a listing of the bucket that begins now.
 

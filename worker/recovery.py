@@ -64,6 +64,28 @@ def recount(daemon: Daemon, source: str, epoch: str) -> None:
         daemon.ledger.end_turn(turn)
 
 
+def reclaim(daemon: Daemon, source: str) -> int:
+    """Make sure, once in each epoch, that what was stored before it gets its receipt; gives how many had none.
+
+    A worker died between object and receipt, and the ledger that was lost with it was the only one that knew: where the vendor
+    lists the output no more, nobody would ever look for it. It is owed, and the worker that claims it finds the object.
+    """
+    epoch = daemon.ledger.strays_due(source)
+    turn = daemon.ledger.take_turn(f"reclaiming:{source}") if epoch else None
+    if epoch is None or turn is None:
+        return 0
+    try:
+        with daemon.keeper.keeping(turn):
+            since = daemon.ledger.now() - daemon.settings.sources[source].retention - timedelta(days=1)
+            strays = list(daemon.keeper.unless_stopping(daemon.archive.strays(source, since)))
+            for output, before in zip(strays, daemon.ledger.owe_all((output, True) for output in strays), strict=True):
+                log.warning("stored without a receipt", output=str(output.id), before=before)
+            daemon.ledger.note_strays(source, epoch)
+            return len(strays)
+    finally:
+        daemon.ledger.end_turn(turn)
+
+
 def _recover_losses(daemon: Daemon, source: str) -> None:
     explained = {event.identity: event for event in daemon.archive.events("acknowledged", source)}
     for event in daemon.archive.events("lost", source):

@@ -389,7 +389,7 @@ def test_settings_of_keeping_reach_objects_and_receipts(world, lease, faults):
         pytest.skip("Swift has none of these")
     world.proxy.fault("PUT", "", look, times=99)
     archive = world.archive(storage_class="GLACIER", sse="AES256")
-    upload = archive.open_upload(an_output().id, lease, keep=False, algorithm=None)
+    upload = archive.open_upload(an_output(), lease, keep=False, algorithm=None)
     upload.start("archive/acme/x", filename="x", wrapping="none", content_type="text/csv")
     upload.complete()
     archive.write_receipt(a_receipt(an_output()))

@@ -26,6 +26,7 @@ from worker.errors import (
     StoppedError,
     TooLargeError,
 )
+from worker.model import timestamp
 
 MIB = 2**20
 PATTERN = random.Random(1).randbytes(3 * MIB + 17)
@@ -41,7 +42,7 @@ def feed(upload, data, piece=MIB):
 
 
 def begin(archive, output, lease, *, keep=False, algorithm=None, name="a.csv"):
-    upload = archive.open_upload(output.id, lease, keep=keep, algorithm=algorithm)
+    upload = archive.open_upload(output, lease, keep=keep, algorithm=algorithm)
     upload.start(archive.key(output, name), filename=name, wrapping="base64", content_type="text/csv")
     return upload
 
@@ -114,7 +115,7 @@ def test_attributes_are_set_at_creation(world, output, lease):
     archive = world.archive()
     for number, size in enumerate((5, BLOCK_BYTES + 5)):
         name = f"Übersicht 表 – {number}.csv"
-        upload = archive.open_upload(output.id, lease, keep=False, algorithm=None)
+        upload = archive.open_upload(output, lease, keep=False, algorithm=None)
         upload.start(archive.key(output, name), filename=name, wrapping="none", content_type="text/csv\r\nX-Evil: 1")
         feed(upload, content(size))
         stored = upload.complete()
@@ -123,6 +124,8 @@ def test_attributes_are_set_at_creation(world, output, lease):
             "lastcall-output": "acme-exports/28142/out%2F1",
             "lastcall-wrapping": "none",
             "lastcall-filename": f"%C3%9Cbersicht%20%E8%A1%A8%20%E2%80%93%20{number}.csv",
+            "lastcall-completed-at": timestamp(output.completed_at),
+            "lastcall-deadline": timestamp(output.deadline),
         }
         assert head["ContentType"] == "application/octet-stream"
         assert stored.filename == name
@@ -189,7 +192,7 @@ def test_of_two_uploads_of_one_key_the_first_wins(world, output, lease, size):
 @pytest.mark.parametrize("keep", [False, True])
 def test_name_may_come_last(world, output, lease, keep):
     archive, data = world.archive(spool_bytes=64 * MIB), content(7 * BLOCK_BYTES + 3)
-    upload = archive.open_upload(output.id, lease, keep=keep, algorithm=None)
+    upload = archive.open_upload(output, lease, keep=keep, algorithm=None)
     feed(upload, data)
     upload.start(archive.key(output, "late.csv"), filename="late.csv", wrapping="json-content", content_type="")
     assert world.read(upload.complete().key) == data
@@ -197,7 +200,7 @@ def test_name_may_come_last(world, output, lease, keep):
 
 def test_name_that_comes_after_more_than_the_spool_holds_is_held(world, output, lease):
     archive = world.archive(spool_bytes=2 * BLOCK_BYTES)
-    upload = archive.open_upload(output.id, lease, keep=False, algorithm=None)
+    upload = archive.open_upload(output, lease, keep=False, algorithm=None)
     with pytest.raises(TooLargeError, match="spool_bytes"):
         feed(upload, content(8 * BLOCK_BYTES))
     upload.abort()

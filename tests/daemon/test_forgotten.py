@@ -6,12 +6,14 @@ import pytest
 import redis
 
 from worker.archive import Archive
+from worker.audit import audit
 from worker.collect import collect
 from worker.demo.api2convert import OutputFile
 from worker.demo.embedded import wait_until
 from worker.demo.server import Content
 from worker.discover import discover
-from worker.model import OutputId
+from worker.errors import ArchiveUnavailableError
+from worker.model import OutputId, timestamp
 from worker.recovery import open_epoch
 
 
@@ -73,3 +75,49 @@ def test_what_was_taken_over_and_archived_before_a_flushall_is_not_downloaded_by
     monkeypatch.setattr(Archive, "spend", taken_over_meanwhile)
     assert "archived" in str(collect(first))
     assert [truth.full_downloads + truth.partial_downloads for truth in world.api2convert.truth()] == [1]
+
+
+def test_what_stood_without_a_receipt_when_redis_and_vendor_forgot_it_gets_one(
+    world, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its worker died between object and receipt. No listing shows it any more, and nobody but the bucket knows that it was."""
+    world.only("crayon")
+    daemon = world.daemon()
+    item = world.crayon.add_job(Content("report", 4321, "xlsx"))
+    whole = world.truth()
+    discover(daemon, "crayon", by_hand=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Archive, "write_receipt", _died)
+        assert "owed again" in str(collect(daemon))
+    files = _files(world)
+    (key,) = files
+    foreign = key.replace("/2437/2437/", "/9/9/")
+    world.s3.put_object(Bucket=world.bucket, Key=foreign, Body=b"somebody put it there")
+    del world.crayon.items[item.id]
+    redis_client.flushall()
+    (finding,) = audit(daemon, "crayon").missing
+    assert (str(finding.output), finding.why[:35]) == ("crayon/2437/2437", "its object stands, its receipt does")
+
+    def archived() -> bool:
+        discover(daemon, "crayon", by_hand=True)
+        collect(daemon)
+        return bool(world.receipts())
+
+    wait_until(archived, 15, "its receipt")
+    (output, receipt), (expected_output, expected) = *world.receipts().items(), *whole.items()
+    assert output == expected_output
+    assert (receipt["size"], receipt["sha256"]) == (expected.size, expected.sha256)
+    assert receipt["completed_at"] == timestamp(expected.completed_at)
+    assert receipt["deadline"] > receipt["completed_at"]
+    assert (receipt["proof"], receipt["job"]) == (["stored-whole"], {})
+    assert _files(world) == {**files, foreign: b"somebody put it there"}
+    assert not audit(daemon, "crayon").bad
+    assert daemon.ledger.strays_due("crayon") is None, "looked for once in each epoch"
+
+
+def _files(world) -> dict[str, bytes]:
+    return {key: body for key, body in world.objects().items() if not key.startswith(("archive/_receipts/", "archive/_state/"))}
+
+
+def _died(*_: object) -> None:
+    raise ArchiveUnavailableError("the worker is gone")

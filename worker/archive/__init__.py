@@ -23,7 +23,7 @@ from worker.archive.chain import Chain, Entry, breaks
 from worker.archive.keys import Layout, stamp
 from worker.archive.s3 import Bucket, StandsError, VanishedError
 from worker.archive.spool import Spool
-from worker.archive.stored import StoredObject, crc32_header, keeping, read_back, stored_object
+from worker.archive.stored import StoredObject, crc32_header, keeping, output_of, read_back, stored_object
 from worker.archive.upload import Means, Upload
 from worker.errors import ArchiveRefusedError, ArchiveUnavailableError, HeldError
 from worker.model import JsonObject, Lease, Output, OutputId, Receipt
@@ -84,6 +84,18 @@ class Archive:
                 return
             yield entry["Key"], entry["Size"], entry["ETag"].strip('"')
 
+    def strays(self, source: str, since: datetime | None = None) -> Iterator[Output]:
+        """Find the outputs of `source`, completed on that day or later, whose object was made and whose receipt was not, as far
+        as the object tells what they are. Lists the objects of that time, and all receipts.
+        """
+        outputs = {key: self._layout.output_of(key) for key, _, _ in self.inventory(source, since)}
+        without = set(outputs.values()).difference(self.receipts(source))
+        for key, output in outputs.items():
+            if output is not None and output in without:
+                answer = self._bucket.head(key)
+                if answer and (stray := output_of(answer, output)):
+                    yield stray
+
     def stands(self, key: str) -> tuple[int, str] | None:
         """Give (size, etag) of the object at `key`, None when there is none."""
         answer = self._bucket.head(key)
@@ -95,7 +107,7 @@ class Archive:
 
     def open_upload(
         self,
-        output: OutputId,
+        output: Output,
         lease: Lease,
         *,
         keep: bool,

@@ -11,11 +11,11 @@ from urllib.parse import quote, unquote
 
 from worker.archive.s3 import Bucket
 from worker.errors import HeldError
-from worker.model import JsonObject, Lease, OutputId
+from worker.model import JsonObject, Lease, Output, OutputId, parse_timestamp, timestamp
 from worker.settings import ArchiveSettings
 
 _CONTENT_TYPE = re.compile(r"[\x21-\x7e][\x20-\x7e]{0,254}")
-_FILENAME_METADATA_BYTES = 900  # all metadata together may have 2 KiB, and the ids in a key of 1,024 bytes need theirs
+_FILENAME_METADATA_BYTES = 800  # all metadata together may have 2 KiB, and the ids in a key of 1,024 bytes need theirs
 _COLD = {"GLACIER", "DEEP_ARCHIVE"}  # a receipt must be readable at once
 
 
@@ -49,20 +49,38 @@ def stored_object(key: str, answer: JsonObject, output: OutputId) -> StoredObjec
 
 
 def attributes(
-    settings: ArchiveSettings, output: OutputId, key: str, *, filename: str, wrapping: str, content_type: str
+    settings: ArchiveSettings, output: Output, key: str, *, filename: str, wrapping: str, content_type: str
 ) -> JsonObject:
-    """Give the parameters of the request that makes the object of `output` (a PUT, or the begin of a multipart upload)."""
+    """Give the parameters of the request that makes the object of `output` (a PUT, or the begin of a multipart upload).
+
+    Its metadata are what a receipt needs that neither the object's key nor its bytes tell: `output_of` reads them.
+    """
     return {
         "Key": key,
         # What a vendor sends is hostile: a type that cannot be a header is none.
         "ContentType": content_type if _CONTENT_TYPE.fullmatch(content_type) else "application/octet-stream",
         "Metadata": {
-            "lastcall-output": str(output),
+            "lastcall-output": str(output.id),
             "lastcall-wrapping": wrapping,
             "lastcall-filename": _quoted(filename),
+            "lastcall-completed-at": timestamp(output.completed_at),
+            "lastcall-deadline": timestamp(output.deadline),
         },
         **keeping(settings),
     }
+
+
+def output_of(answer: JsonObject, output: OutputId) -> Output | None:
+    """Read the output that `attributes` wrote into the metadata of its object. None where nobody marked it as this one."""
+    metadata = answer.get("Metadata", {})
+    if metadata.get("lastcall-output") != str(output):
+        return None
+    try:
+        completed_at = parse_timestamp(metadata["lastcall-completed-at"])
+        deadline = parse_timestamp(metadata["lastcall-deadline"])
+    except (KeyError, ValueError):
+        return None
+    return Output(id=output, completed_at=completed_at, deadline=deadline)
 
 
 def keeping(settings: ArchiveSettings, *, document: bool = False) -> JsonObject:

@@ -31,7 +31,7 @@ from worker.errors import (
     StoppedError,
     TooLargeError,
 )
-from worker.model import JsonObject, Lease, OutputId
+from worker.model import JsonObject, Lease, Output
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -96,7 +96,7 @@ class Upload:
     def __init__(
         self,
         means: Means,
-        output: OutputId,
+        output: Output,
         lease: Lease,
         *,
         keep: bool,
@@ -108,7 +108,7 @@ class Upload:
         self._when_refused = refused
         self._refused_seconds = float("inf") if keep else REFUSED_SECONDS_AT_MOST
         self._refused_since: float | None = None
-        self._log = log.bind(source=output.source, job=output.job_id, output=output.output_id)
+        self._log = log.bind(source=output.id.source, job=output.id.job_id, output=output.id.output_id)
         self._digests = {name: Digest(name, means.hashers) for name in {"sha256", algorithm or "sha256"}}
         self._size = 0
         self._buffer: memoryview | None = None
@@ -230,7 +230,7 @@ class Upload:
             part = self._parts[-1] if self._parts and not self._is_whole(self._parts[-1]) else None
             if part is None:
                 if len(self._parts) == MAX_PARTS:
-                    raise TooLargeError(f"{self._output}: more than {MAX_PARTS} parts; S3 takes no more")
+                    raise TooLargeError(f"{self._output.id}: more than {MAX_PARTS} parts; S3 takes no more")
                 part = _Part(len(self._parts) + 1)
         buffer, size = self._buffer, self._fill
         assert buffer is not None  # noqa: S101 - only a filled buffer is handed over
@@ -282,8 +282,8 @@ class Upload:
         """No room is left, and no part may go before it has a key: waiting would be for ourselves."""
         if self._own(lambda block: block.slot is not None) >= self._spool.slots:
             raise TooLargeError(
-                f"{self._output}: its name comes after {self._size} bytes, more than worker.spool_bytes can hold; raise that,"
-                " restart the workers, then `lastcall retry`"
+                f"{self._output.id}: its name comes after {self._size} bytes, more than worker.spool_bytes can hold;"
+                " raise that, restart the workers, then `lastcall retry`"
             )
         raise ArchiveUnavailableError("the spool is full of other outputs, and this one has no name yet")
 
@@ -432,8 +432,8 @@ class Upload:
         self._upload_id = None
         answer = self._bucket.head(self._key, self)
         if answer is None or answer["ContentLength"] != self._size:
-            raise KeyConflictError(f"{self._output}: S3 says that it is complete, but what stands there has another size")
-        return stored_object(self._key, answer, self._output)
+            raise KeyConflictError(f"{self._output.id}: S3 says that it is complete, but what stands there has another size")
+        return stored_object(self._key, answer, self._output.id)
 
     def _put(self) -> StoredObject:
         """The whole file in one conditional PUT. A lost answer is asked again: 412 then, and our own bytes are adopted."""
@@ -456,7 +456,7 @@ class Upload:
             )
         except StandsError:
             return self._in_background(self._adopt)
-        return stored_object(self._key, {**params, "ContentLength": self._size, **answer}, self._output)
+        return stored_object(self._key, {**params, "ContentLength": self._size, **answer}, self._output.id)
 
     def _adopt(self) -> StoredObject:
         """An object stands there: if it has our bytes it is ours, whoever wrote it."""
@@ -467,9 +467,9 @@ class Upload:
             _, digests = read_back(self._bucket, self._key, ("sha256",), self)
             if digests["sha256"] == self.digest("sha256"):
                 self._log.info("upload-adopted", size=self._size)
-                return stored_object(self._key, answer, self._output)
+                return stored_object(self._key, answer, self._output.id)
         raise KeyConflictError(
-            f"{self._output}: an object with other bytes stands at its key "
+            f"{self._output.id}: an object with other bytes stands at its key "
             f"({answer['ContentLength']} bytes, ours has {self._size})"
         )
 
