@@ -116,6 +116,8 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
         # No state on disk, so any number of beats can run anywhere; ticks are idempotent (FACTS 9).
         "beat_scheduler": "worker.app:Scheduler",
         "beat_max_loop_interval": seconds,
+        # What cannot be sent is sent by the next tick: it is not worth a wait, least of all for a beat that is to stop.
+        "task_publish_retry": False,
         # An old tick is worth nothing. Celery drops it when it is read; `_ticked` keeps them from piling up unread.
         "beat_schedule": {"tick": {"task": "tick", "schedule": seconds, "options": {"queue": TICK, "expires": 10}}},
         "timezone": "UTC",
@@ -139,7 +141,7 @@ class Scheduler(beat.Scheduler):  # type: ignore[misc]
     """Celery's beat without state on disk; begun while Redis is away it would wait up to half a minute between two looks."""
 
     def _ensure_connected(self) -> Any:
-        return _look_for_redis(self.connection)
+        return _look_for_redis(self.connection, _leave_if_stopping)
 
 
 class Consumer(consumer.Consumer):  # type: ignore[misc]
@@ -175,6 +177,7 @@ class _Process:
     slots: threading.BoundedSemaphore | None = None
     proving = threading.Lock()
     beat_ledger: Ledger | None = None
+    beat_stopping = threading.Event()
 
 
 def configure(settings: Settings) -> None:
@@ -490,9 +493,24 @@ def _unbind(**_: object) -> None:
 
 
 @signals.beat_init.connect
-def _open_beat(**_: object) -> None:
+def _open_beat(sender: Any = None, **_: object) -> None:
     settings = _settings()
     _Process.beat_ledger = Ledger(settings.redis(), lease=settings.worker.lease, worker="beat")
+
+    def stop(*_: object) -> None:
+        """Let beat end between two ticks. Celery's own way, an exception wherever it stands, is lost where another one follows
+        it (a connection is closed amid a send), and then beat would go on.
+        """
+        _Process.beat_stopping.set()
+        sender.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+
+
+def _leave_if_stopping() -> None:
+    if _Process.beat_stopping.is_set():
+        raise SystemExit(os.EX_OK)
 
 
 @signals.after_task_publish.connect(sender="tick")
