@@ -265,9 +265,9 @@ def run_worker(settings: Settings) -> None:
 
 
 def _leave_early(*_: object) -> None:
-    """Asked to stop before Celery listens for it: nothing is held yet."""
+    """Asked to stop before Celery listens for it: nothing is held yet. An exception might be lost wherever this one stands."""
     _close()
-    sys.exit(os.EX_OK)
+    os._exit(os.EX_OK)
 
 
 def run_beat(settings: Settings) -> None:
