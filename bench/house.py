@@ -54,6 +54,7 @@ class House:
     vendor: Server
     store: Store
     workers: int = 1
+    processes: int = 1  # of each worker
     concurrency: int | None = None
     others: tuple[str, ...] = ("beat", "flower", "web")
     sources: tuple[str, ...] = (SOURCE,)
@@ -84,6 +85,8 @@ class House:
             own = self.ways[place] if place < len(self.ways) else None
             config = self._write(f"{name}.toml", own.address) if own else self.config
             command = [*(own.command if own else ()), sys.executable, "-m", "worker", name.partition("-")[0]]
+            if place < self.workers:
+                command += ["--processes", str(self.processes)]
             child = Child(name, command, self.folder, environment={"LASTCALL_CONFIG": str(config)})
             self.children[name] = self._open.enter_context(child)
         return self
@@ -162,15 +165,20 @@ allow_private_hosts = true
         """Return when every process does its work and every source was listed."""
         self.first_poll()
         ledger = self.ledger()
-        wait_until(lambda: len(ledger.workers()) == self.workers, 60, "all workers are alive")
+        wait_until(lambda: len(ledger.workers()) == self.workers * self.processes, 60, "all workers are alive")
         # A bucket that shows half-written objects may look as if it had seen a ledger before: then claims wait for a lease.
         wait_until(ledger.claims_given, 90, "claims are given")
 
 
+def family(pid: int) -> list[int]:
+    """A process and its living children."""
+    return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split())]
+
+
 def cpu_seconds(pids: Iterable[int]) -> float:
-    """CPU time of these processes so far, their ended children's too."""
+    """CPU time of these processes so far, and of their children."""
     total = 0
-    for pid in pids:
+    for pid in (one for parent in pids for one in family(parent)):
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         total += sum(map(int, fields[11:15]))
     return total / TICKS

@@ -6,11 +6,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.house import House, Store, cpu_seconds, memory_mib
+from bench.house import House, Store, cpu_seconds, family, memory_mib
 from bench.loopback import Server
 from bench.page import Section, table
 
 SOURCES = ("one", "two", "three", "four")
+PROCESSES = 2  # as in the Procfile
 SETTLE_SECONDS = 10
 LOOK_SECONDS = 60
 
@@ -21,7 +22,7 @@ def run(look_seconds: int = LOOK_SECONDS) -> Section:
         tempfile.TemporaryDirectory(prefix="lastcall-bench-") as name,
         Server("vendor", Path(name) / "v", 1024) as vendor,
         Server("sink", Path(name) / "s") as sink,
-        House(Path(name) / "h", vendor, Store(name="sink", url=sink.url), workers=1, sources=SOURCES) as house,
+        House(Path(name) / "h", vendor, Store(name="sink", url=sink.url), processes=PROCESSES, sources=SOURCES) as house,
     ):
         first_poll = house.first_poll()
         time.sleep(SETTLE_SECONDS)
@@ -31,7 +32,7 @@ def run(look_seconds: int = LOOK_SECONDS) -> Section:
         time.sleep(look_seconds)
         span = time.monotonic() - began
         cpu = {process: 100 * (cpu_seconds([pid]) - before[process]) / span for process, pid in pids.items()}
-        memory = {process: memory_mib(pid, "Pss") for process, pid in pids.items()}
+        memory = {process: sum(memory_mib(one, "Pss") for one in family(pid)) for process, pid in pids.items()}
     rows = [[process, f"{cpu[process]:.2f}", f"{memory[process]:.0f}"] for process in pids]
     rows.append(["together", f"{sum(cpu.values()):.2f}", f"{sum(memory.values()):.0f}"])
     return Section(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
 
 import celery.beat
 import pytest
@@ -15,6 +18,7 @@ from celery.apps.beat import Beat
 from worker import app
 from worker.demo.embedded import wait_until
 from worker.demo.server import Content
+from worker.ledger import Ledger
 
 
 def test_the_procfile_archives_every_output_exactly_once(world, fill):
@@ -92,3 +96,61 @@ def test_a_warm_stop_ends_cleanly_and_signs_off(world):
     assert process.wait(30) == os.EX_OK
     assert world.json("status")["workers"] == 0
     assert "Traceback" not in world.logs()
+
+
+def test_two_processes_of_one_worker_archive_everything_once_and_stop_together(world, fill):
+    fill(world)
+    process = world.start("worker", "--processes", "2")
+    world.start("beat")
+    world.wait_archived()
+    world.assert_archived_once()
+    assert world.json("status")["workers"] == 2
+    siblings = _children(process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == os.EX_OK
+    assert world.json("status")["workers"] == 0
+    assert not any(map(_runs, siblings))
+    assert "Traceback" not in world.logs()
+
+
+def test_what_kills_a_worker_kills_all_of_its_processes(world):
+    process = world.start("worker", "--processes", "2")
+    ledger = Ledger(world.redis_url, lease=timedelta(seconds=3), worker="test")
+    wait_until(lambda: len(ledger.workers()) == 2, 20, "both to be alive")
+    siblings = _children(process)
+    assert len(siblings) == 2
+    world.kill(process)
+    wait_until(lambda: not any(map(_runs, siblings)), 5, "none outlives the one that was started")
+
+
+def test_a_worker_of_which_one_process_dies_ends_and_says_so(world):
+    process = world.start("worker", "--processes", "2")
+    ledger = Ledger(world.redis_url, lease=timedelta(seconds=3), worker="test")
+    wait_until(lambda: len(ledger.workers()) == 2, 20, "both to be alive")
+    first, second = _children(process)
+    os.kill(second, signal.SIGKILL)
+    assert process.wait(30) == os.EX_SOFTWARE
+    assert not _runs(first)
+    assert "a worker process ended by itself; the others are told to stop" in world.logs()
+
+
+@pytest.mark.parametrize("after_seconds", [0.2, 0.7, 1.1, 1.5])
+def test_processes_that_are_stopped_while_they_start_end_well(world, after_seconds):
+    process = world.start("worker", "--processes", "2")
+    wait_until(lambda: process.poll() is not None or len(_children(process)) == 2, 20, "both to be begun")
+    siblings = _children(process)
+    time.sleep(after_seconds)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == os.EX_OK
+    assert not any(map(_runs, siblings))
+
+
+def _children(process: subprocess.Popen[bytes]) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False

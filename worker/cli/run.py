@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from worker.cli.options import config_option
@@ -9,8 +11,15 @@ from worker.settings import Settings
 
 
 @click.command()
+@click.option(
+    "--processes",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="How many workers to run as one. Each uses about one core.",
+)
 @config_option
-def worker(settings: Settings) -> None:
+def worker(settings: Settings, processes: int) -> None:
     """Run a worker: it lists, collects, and proves.
 
     Any number on any number of hosts. SIGTERM: what it holds is finished or
@@ -18,6 +27,10 @@ def worker(settings: Settings) -> None:
     """
     from worker import app
 
+    if processes > 1:
+        from worker import siblings
+
+        sys.exit(siblings.run(lambda: app.run_worker(settings), processes))
     app.run_worker(settings)
 
 
