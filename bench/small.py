@@ -123,10 +123,10 @@ def run(count: int = OUTPUTS, rounds: int = 3) -> Section:
 
 
 _SETTING = """{count:,} files of 20 KB that a vendor lists at once, {rounds} rounds in turn with rclone, everything on the same
-cores. *lastcall* is what the Procfile starts, two worker processes among it, from the first page of the list to the last
-receipt: listed, looked up in the bucket, owed, claimed by deadline, downloaded, unwrapped from base64, hashed, stored
-create-only, and a receipt for each; so two objects for each of rclone's. rclone is told the URLs, gets the files plain, and copies 32 at a time. *CPU* is that of
-lastcall's own processes (without Redis), and of rclone.
+cores. *lastcall* is what the Procfile starts, two worker processes among it, from the first page of the list to the
+last receipt: listed, looked up in the bucket, owed, claimed by deadline, downloaded, unwrapped from base64, hashed, stored
+create-only, and a receipt for each; so two objects for each of rclone's. rclone is told the URLs, gets the files plain,
+and copies 32 at a time. *CPU* is that of lastcall's own processes (without Redis), and of rclone.
 """
 
 
