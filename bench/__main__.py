@@ -22,7 +22,8 @@ FLOORS = Path(__file__).with_name("floors.toml")
 
 def main(names: list[str]) -> int:
     """Run the benchmarks of these names, or all. Gives 1 when something fell below its floor."""
-    floors: dict[str, float] = tomllib.loads(FLOORS.read_text(encoding="utf-8"))
+    given: dict[str, dict[str, float]] = tomllib.loads(FLOORS.read_text(encoding="utf-8"))
+    floors, marks = given["floors"], given["marks"]
     below: list[str] = []
     for name in names:
         if name not in BENCHMARKS:
@@ -35,7 +36,9 @@ def main(names: list[str]) -> int:
         sys.stdout.write(f"\n{section.title}\n\n{section.text}\n")
         for what, ratio in section.ratios.items():
             fell = ratio < floors[what]
-            sys.stdout.write(f"{'BELOW ITS FLOOR' if fell else 'ok':>15}  {what}: {ratio:.2f} (floor {floors[what]:g})\n")
+            mark = marks.get(what)
+            aim = "" if mark is None else f", mark {mark:g}{'' if ratio >= mark else ' not reached'}"
+            sys.stdout.write(f"{'BELOW ITS FLOOR' if fell else 'ok':>15}  {what}: {ratio:.2f} (floor {floors[what]:g}{aim})\n")
             if fell:
                 below.append(what)
         sys.stderr.write(f"{name}: {time.monotonic() - began:.0f} s\n")
