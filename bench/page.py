@@ -14,8 +14,8 @@ _HEAD = """# Benchmarks
 
 `make bench` measures all of this anew and writes it here; `make bench ARGS="scheduling"` does one part.
 Figures are of the machine that they were made on: believe ratios more than absolutes. What must not get worse stands in
-[bench/floors.toml](../bench/floors.toml), and what is aimed at: `make bench` compares, says what is not reached, and ends with 1 when
-something fell.
+[bench/floors.toml](../bench/floors.toml), and what is aimed at: `make bench` compares, says what is not reached, and ends
+with 1 when something fell.
 """
 
 

@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from hashlib import blake2b
 from typing import TypeVar
 
 import structlog
@@ -25,7 +24,7 @@ from worker.errors import ArchiveUnavailableError, HeldError, LastcallError, Sto
 from worker.keeper import Keeper
 from worker.ledger import Record
 from worker.model import Job, JobState, JsonObject, Output, OutputId, OutputState, Receipt, timestamp
-from worker.recovery import open_epoch, recount, recover
+from worker.recovery import mark_of, open_epoch, recount, recover, strays
 
 log = structlog.get_logger()
 _T = TypeVar("_T")
@@ -166,25 +165,20 @@ def _audit(daemon: Daemon, source: str, window: Window, listing: Listing) -> Sou
     return found
 
 
-def _mark(*parts: object) -> bytes:
-    """Stand for something among millions in a few bytes."""
-    return blake2b("\0".join(map(str, parts)).encode(), digest_size=16).digest()
-
-
 def _check_receipts(daemon: Daemon, source: str, window: Window, found: SourceAudit) -> tuple[set[bytes], int]:
     """Compare each object with its receipt; gives the marks of the outputs that have one, and how many objects no receipt is
     about.
     """
     objects = {
-        _mark(*entry) for entry in daemon.keeper.unless_stopping(daemon.archive.inventory(source, window.since, window.until))
+        mark_of(*entry) for entry in daemon.keeper.unless_stopping(daemon.archive.inventory(source, window.since, window.until))
     }
     kept: set[bytes] = set()
     # A receipt is written after its output was completed, so one that was written earlier is not in the window.
     written_since = window.since - _CLOCKS_DIFFER if window.since else None
     receipts = _together(lambda output: _read_receipt(daemon, output), daemon.archive.receipts(source, written_since))
     for output, receipt in daemon.keeper.unless_stopping(receipts):
-        kept.add(_mark(output))
-        mark = _mark(receipt.key, receipt.size, receipt.etag) if receipt else b""
+        kept.add(mark_of(output))
+        mark = mark_of(receipt.key, receipt.size, receipt.etag) if receipt else b""
         stands = mark in objects
         objects.discard(mark)
         if receipt is not None and not window.holds(receipt.completed_at):
@@ -231,7 +225,7 @@ def _check_inventory(daemon: Daemon, listing: Listing, window: Window, kept: set
         if job.state is JobState.COMPLETED and not job.outputs and (window.whole or window.holds(job.completed_at)):
             found.empty += 1
         for output in job.outputs:
-            mark = _mark(output.id)
+            mark = mark_of(output.id)
             if mark in listed or not window.holds(output.completed_at):
                 continue
             listed.add(mark)
@@ -251,14 +245,14 @@ def _check_ledger(daemon: Daemon, source: str, window: Window, known: set[bytes]
     """Judge as well what the vendor lists no more, but the ledger still knows as not archived."""
     for state in (OutputState.OWED, OutputState.CLAIMED, OutputState.HELD, OutputState.LOST):
         for record in daemon.ledger.records(source, state):
-            if _mark(record.output.id) not in known and window.holds(record.output.completed_at):
+            if mark_of(record.output.id) not in known and window.holds(record.output.completed_at):
                 _judge(daemon, record.output, record, found)
 
 
 def _check_strays(daemon: Daemon, source: str, window: Window, listed: set[bytes], found: SourceAudit) -> None:
     """Name the objects that we made and that never got their receipt, where neither vendor nor ledger knows of the output."""
-    for output in daemon.keeper.unless_stopping(daemon.archive.strays(source, window.since)):
-        if _mark(output.id) in listed or not window.holds(output.completed_at):
+    for output in strays(daemon, source, window.since):
+        if mark_of(output.id) in listed or not window.holds(output.completed_at):
             continue
         record = daemon.ledger.record(output.id)
         known = record is not None and record.state is not OutputState.ARCHIVED

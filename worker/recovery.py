@@ -6,7 +6,9 @@ with ``lastcall rebuild``.
 
 from __future__ import annotations
 
-from datetime import timedelta
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from hashlib import blake2b
 
 import structlog
 
@@ -77,13 +79,32 @@ def reclaim(daemon: Daemon, source: str) -> int:
     try:
         with daemon.keeper.keeping(turn):
             since = daemon.ledger.now() - daemon.settings.sources[source].retention - timedelta(days=1)
-            strays = list(daemon.keeper.unless_stopping(daemon.archive.strays(source, since)))
-            for output, before in zip(strays, daemon.ledger.owe_all((output, True) for output in strays), strict=True):
+            found = list(strays(daemon, source, since))
+            for output, before in zip(found, daemon.ledger.owe_all((output, True) for output in found), strict=True):
                 log.warning("stored without a receipt", output=str(output.id), before=before)
             daemon.ledger.note_strays(source, epoch)
-            return len(strays)
+            return len(found)
     finally:
         daemon.ledger.end_turn(turn)
+
+
+def strays(daemon: Daemon, source: str, since: datetime | None = None) -> Iterator[Output]:
+    """Find the outputs of `source`, completed on that day or later, whose object was made and whose receipt was not, as far as
+    the object tells what they are. Lists the objects of that time and all receipts; raises `StoppedError` amid it.
+    """
+    going_on = daemon.keeper.unless_stopping
+    without = {mark_of(output) for output, _ in going_on(daemon.archive.stored(source, since))}
+    for output in going_on(daemon.archive.receipts(source)):
+        without.discard(mark_of(output))
+    if without:
+        for output, key in going_on(daemon.archive.stored(source, since)):
+            if mark_of(output) in without and (stray := daemon.archive.marked(output, key)):
+                yield stray
+
+
+def mark_of(*parts: object) -> bytes:
+    """Stand for something among millions in a few bytes."""
+    return blake2b("\0".join(map(str, parts)).encode(), digest_size=16).digest()
 
 
 def _recover_losses(daemon: Daemon, source: str) -> None:

@@ -84,17 +84,16 @@ class Archive:
                 return
             yield entry["Key"], entry["Size"], entry["ETag"].strip('"')
 
-    def strays(self, source: str, since: datetime | None = None) -> Iterator[Output]:
-        """Find the outputs of `source`, completed on that day or later, whose object was made and whose receipt was not, as far
-        as the object tells what they are. Lists the objects of that time, and all receipts.
-        """
-        outputs = {key: self._layout.output_of(key) for key, _, _ in self.inventory(source, since)}
-        without = set(outputs.values()).difference(self.receipts(source))
-        for key, output in outputs.items():
-            if output is not None and output in without:
-                answer = self._bucket.head(key)
-                if answer and (stray := output_of(answer, output)):
-                    yield stray
+    def stored(self, source: str, since: datetime | None = None) -> Iterator[tuple[OutputId, str]]:
+        """List (output, key) of what stands where an output of `source`, completed on that day or later, would stand."""
+        for key, _, _ in self.inventory(source, since):
+            if output := self._layout.output_of(key):
+                yield output, key
+
+    def marked(self, output: OutputId, key: str) -> Output | None:
+        """Read from the object at `key` what it says of its output. None where it does not say that it is `output`."""
+        answer = self._bucket.head(key)
+        return None if answer is None else output_of(answer, output)
 
     def stands(self, key: str) -> tuple[int, str] | None:
         """Give (size, etag) of the object at `key`, None when there is none."""
