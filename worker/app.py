@@ -116,7 +116,7 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
         # No state on disk, so any number of beats can run anywhere; ticks are idempotent (FACTS 9).
         "beat_scheduler": "worker.app:Scheduler",
         "beat_max_loop_interval": seconds,
-        # What cannot be sent is sent by the next tick: it is not worth a wait, least of all for a beat that is to stop.
+        # What cannot be sent is sent by the next tick or poll: it is not worth a wait, least of all for a beat that is to stop.
         "task_publish_retry": False,
         # An old tick is worth nothing. Celery drops it when it is read; `_ticked` keeps them from piling up unread.
         "beat_schedule": {"tick": {"task": "tick", "schedule": seconds, "options": {"queue": TICK, "expires": 10}}},
@@ -177,7 +177,7 @@ class _Process:
     slots: threading.BoundedSemaphore | None = None
     proving = threading.Lock()
     beat_ledger: Ledger | None = None
-    beat_stopping = threading.Event()
+    beat_stopping = False
 
 
 def configure(settings: Settings) -> None:
@@ -501,15 +501,16 @@ def _open_beat(sender: Any = None, **_: object) -> None:
         """Let beat end between two ticks. Celery's own way, an exception wherever it stands, is lost where another one follows
         it (a connection is closed amid a send), and then beat would go on.
         """
-        _Process.beat_stopping.set()
-        sender.stop()
+        if not _Process.beat_stopping:  # what a second signal would wait for, the first one may be holding
+            _Process.beat_stopping = True
+            sender.stop()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
 
 
 def _leave_if_stopping() -> None:
-    if _Process.beat_stopping.is_set():
+    if _Process.beat_stopping:
         raise SystemExit(os.EX_OK)
 
 

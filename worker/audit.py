@@ -24,7 +24,7 @@ from worker.errors import ArchiveUnavailableError, HeldError, LastcallError, Sto
 from worker.keeper import Keeper
 from worker.ledger import Record
 from worker.model import Job, JobState, JsonObject, Output, OutputId, OutputState, Receipt, timestamp
-from worker.recovery import mark_of, open_epoch, recount, recover, strays
+from worker.recovery import mark_of, open_epoch, reclaim, recount, recover
 
 log = structlog.get_logger()
 _T = TypeVar("_T")
@@ -156,8 +156,9 @@ def _audit(daemon: Daemon, source: str, window: Window, listing: Listing) -> Sou
         kept, unexplained = _check_receipts(daemon, source, window, found)
         listed = _check_inventory(daemon, listing, window, kept, found)
         _check_ledger(daemon, source, window, kept | listed, found)
-        if unexplained:
-            _check_strays(daemon, source, window, listed, found)
+        for output in _strays(daemon, source, window, unexplained) if unexplained else ():
+            if mark_of(output.id) not in listed:  # else it was judged with the vendor's list
+                _judge_stray(daemon, output, found)
     except StoppedError:
         raise
     except LastcallError as exc:
@@ -165,8 +166,8 @@ def _audit(daemon: Daemon, source: str, window: Window, listing: Listing) -> Sou
     return found
 
 
-def _check_receipts(daemon: Daemon, source: str, window: Window, found: SourceAudit) -> tuple[set[bytes], int]:
-    """Compare each object with its receipt; gives the marks of the outputs that have one, and how many objects no receipt is
+def _check_receipts(daemon: Daemon, source: str, window: Window, found: SourceAudit) -> tuple[set[bytes], set[bytes]]:
+    """Compare each object with its receipt; gives the marks of the outputs that have one, and of the objects that no receipt is
     about.
     """
     objects = {
@@ -188,7 +189,7 @@ def _check_receipts(daemon: Daemon, source: str, window: Window, found: SourceAu
             found.damaged.append(Finding(output=output, why="its receipt cannot be read any more"))
         elif not stands and (why := _difference(daemon, receipt)):
             found.damaged.append(Finding(output=output, why=why, deadline=timestamp(receipt.deadline)))
-    return kept, len(objects)
+    return kept, objects
 
 
 def _difference(daemon: Daemon, receipt: Receipt) -> str | None:
@@ -249,16 +250,22 @@ def _check_ledger(daemon: Daemon, source: str, window: Window, known: set[bytes]
                 _judge(daemon, record.output, record, found)
 
 
-def _check_strays(daemon: Daemon, source: str, window: Window, listed: set[bytes], found: SourceAudit) -> None:
-    """Name the objects that we made and that never got their receipt, where neither vendor nor ledger knows of the output."""
-    for output in strays(daemon, source, window.since):
-        if mark_of(output.id) in listed or not window.holds(output.completed_at):
-            continue
-        record = daemon.ledger.record(output.id)
-        known = record is not None and record.state is not OutputState.ARCHIVED
-        if not known and daemon.archive.receipt(output.id) is None:
-            why = "its object stands, its receipt does not; `lastcall rebuild` has it written"
-            found.missing.append(Finding(output=output.id, why=why, deadline=timestamp(output.deadline)))
+def _strays(daemon: Daemon, source: str, window: Window, unexplained: set[bytes]) -> Iterator[Output]:
+    """Give the outputs of the window whose object is one of the `unexplained`, and is ours."""
+    inventory = daemon.keeper.unless_stopping(daemon.archive.inventory(source, window.since, window.until))
+    keys = (entry[0] for entry in inventory if mark_of(*entry) in unexplained)
+    for output in _together(daemon.archive.marked, keys):
+        if output is not None and window.holds(output.completed_at):
+            yield output
+
+
+def _judge_stray(daemon: Daemon, output: Output, found: SourceAudit) -> None:
+    """Name an output whose object stands without a receipt, unless the ledger knows of it, or the receipt has come."""
+    record = daemon.ledger.record(output.id)
+    known = record is not None and record.state is not OutputState.ARCHIVED
+    if not known and daemon.archive.receipt(output.id) is None:
+        why = "its object stands, its receipt does not; `lastcall rebuild` has it written"
+        found.missing.append(Finding(output=output.id, why=why, deadline=timestamp(output.deadline)))
 
 
 def _judge(daemon: Daemon, output: Output, record: Record | None, found: SourceAudit) -> None:
@@ -382,5 +389,6 @@ def rebuild(daemon: Daemon) -> list[Discovery]:
         if epoch := recover(daemon, source):
             recount(daemon, source, epoch)
         listing = discover(daemon, source, by_hand=True)
+        reclaim(daemon, source)
         found.append(listing or Discovery(source, result="busy", error="a worker lists it just now"))
     return found

@@ -31,7 +31,7 @@ from worker.errors import (
 )
 from worker.ledger import PollTurn
 from worker.model import Job, JobState, Output, OutputId, OutputState, Receipt, timestamp
-from worker.recovery import open_epoch, reclaim, recount, recover
+from worker.recovery import open_epoch, reclaim_once, recount, recover
 from worker.settle import pause_if_refused
 
 log = structlog.get_logger()
@@ -119,7 +119,7 @@ def discover(
     try:
         if uncounted_in:
             recount(daemon, source, uncounted_in)
-        found.owed += reclaim(daemon, source)
+        found.owed += reclaim_once(daemon, source)
     except (StoppedError, ArchiveUnavailableError, ArchiveRefusedError) as exc:
         log.warning("receipts not looked at; the next poll does it", source=source, error=str(exc))
     return found

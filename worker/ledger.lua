@@ -526,6 +526,23 @@ function commands.owe(...)
   return states
 end
 
+-- reclaim [ID DEADLINE DOC WORDS READY SIZE]…: the bucket has an object of each, and no receipt. What is not known is owed, and
+-- looked for there; a lost one is asked for soon. What else is known stays as it is: a listing knows more than an object does.
+-- Gives the state that each was in.
+function commands.reclaim(...)
+  local outputs, states = { ... }, {}
+  for i = 1, #outputs, 6 do
+    local st = get(outputs[i], 'st')
+    if not st or st == 'lost' then
+      local id, dl, doc, words, ready, size = unpack(outputs, i, i + 5)
+      if st then dl, doc = get(id, 'dl'), call('HGET', key('doc', id), id) end
+      owe(id, dl, doc, words, ready, size, '1', '1')
+    end
+    states[#states + 1] = st or ''
+  end
+  return states
+end
+
 -- note_empty ID DEADLINE DOC WORDS READY SIZE: the job finished and produced nothing.
 function commands.note_empty(id, dl, doc, words, ready, size)
   local st = get(id, 'st')

@@ -292,6 +292,16 @@ class Ledger:
             before += [state.decode() for state in self._keys.run("owe", *arguments)]
         return before
 
+    def reclaim(self, outputs: Iterable[Output]) -> list[str]:
+        """Write down that an object stands for each of these and no receipt: what is unknown is owed, what is lost is probed,
+        and what else is known stays as it is. Gives the states before: ``""`` where it was unknown.
+        """
+        before: list[str] = []
+        for batch in _batches(outputs):
+            arguments = [fact for output in batch for fact in self._documents.facts(output)]
+            before += [state.decode() for state in self._keys.run("reclaim", *arguments)]
+        return before
+
     def note_empty(self, output: Output) -> bool:
         """Write down that a job finished and produced nothing. True when that is new."""
         return bool(self._keys.run("note_empty", *self._documents.facts(output)) == b"")

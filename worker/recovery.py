@@ -6,7 +6,6 @@ with ``lastcall rebuild``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from hashlib import blake2b
 
@@ -66,12 +65,8 @@ def recount(daemon: Daemon, source: str, epoch: str) -> None:
         daemon.ledger.end_turn(turn)
 
 
-def reclaim(daemon: Daemon, source: str) -> int:
-    """Make sure, once in each epoch, that what was stored before it gets its receipt; gives how many had none.
-
-    A worker died between object and receipt, and the ledger that was lost with it was the only one that knew: where the vendor
-    lists the output no more, nobody would ever look for it. It is owed, and the worker that claims it finds the object.
-    """
+def reclaim_once(daemon: Daemon, source: str) -> int:
+    """`reclaim`, once in each epoch, what may still be at the vendor; gives how many are owed now."""
     epoch = daemon.ledger.strays_due(source)
     turn = daemon.ledger.take_turn(f"reclaiming:{source}") if epoch else None
     if epoch is None or turn is None:
@@ -79,27 +74,32 @@ def reclaim(daemon: Daemon, source: str) -> int:
     try:
         with daemon.keeper.keeping(turn):
             since = daemon.ledger.now() - daemon.settings.sources[source].retention - timedelta(days=1)
-            found = list(strays(daemon, source, since))
-            for output, before in zip(found, daemon.ledger.owe_all((output, True) for output in found), strict=True):
-                log.warning("stored without a receipt", output=str(output.id), before=before)
+            owed = reclaim(daemon, source, since)
             daemon.ledger.note_strays(source, epoch)
-            return len(found)
+            return owed
     finally:
         daemon.ledger.end_turn(turn)
 
 
-def strays(daemon: Daemon, source: str, since: datetime | None = None) -> Iterator[Output]:
-    """Find the outputs of `source`, completed on that day or later, whose object was made and whose receipt was not, as far as
-    the object tells what they are. Lists the objects of that time and all receipts; raises `StoppedError` amid it.
+def reclaim(daemon: Daemon, source: str, since: datetime | None = None) -> int:
+    """Make sure that what was stored gets its receipt, of outputs completed on that day or later; gives how many are owed now.
+
+    A worker died between object and receipt, and the ledger that was lost with it was the only one that knew: where the vendor
+    lists the output no more, nobody would ever look for it. It is owed, and the worker that claims it finds the object.
+    Lists the objects of that time, and all receipts. Raises `StoppedError` amid it.
     """
     going_on = daemon.keeper.unless_stopping
     without = {mark_of(output) for output, _ in going_on(daemon.archive.stored(source, since))}
     for output in going_on(daemon.archive.receipts(source)):
         without.discard(mark_of(output))
-    if without:
-        for output, key in going_on(daemon.archive.stored(source, since)):
-            if mark_of(output) in without and (stray := daemon.archive.marked(output, key)):
-                yield stray
+    if not without:
+        return 0
+    keys = (key for output, key in going_on(daemon.archive.stored(source, since)) if mark_of(output) in without)
+    strays = [stray for stray in map(daemon.archive.marked, keys) if stray]
+    new = [stray for stray, before in zip(strays, daemon.ledger.reclaim(strays), strict=True) if not before]
+    for stray in new:
+        log.warning("stored without a receipt", output=str(stray.id))
+    return len(new)
 
 
 def mark_of(*parts: object) -> bytes:

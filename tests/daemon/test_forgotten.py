@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 import redis
 
 from worker.archive import Archive
-from worker.audit import audit
+from worker.audit import audit, rebuild
 from worker.collect import collect
 from worker.demo.api2convert import OutputFile
 from worker.demo.embedded import wait_until
 from worker.demo.server import Content
 from worker.discover import discover
-from worker.errors import ArchiveUnavailableError
-from worker.model import OutputId, timestamp
-from worker.recovery import open_epoch
+from worker.errors import ArchiveUnavailableError, StoppedError
+from worker.model import Output, OutputId, timestamp
+from worker.recovery import open_epoch, reclaim
 
 
 def test_what_was_archived_before_a_flushall_amid_a_listing_is_not_downloaded_again(
@@ -121,3 +123,56 @@ def _files(world) -> dict[str, bytes]:
 
 def _died(*_: object) -> None:
     raise ArchiveUnavailableError("the worker is gone")
+
+
+def test_what_a_listing_says_of_an_output_is_not_forgotten_for_what_its_object_says(
+    world, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The vendor offers it all the time, and tells its size and its checksum."""
+    world.only("api2convert")
+    daemon = world.daemon()
+    world.api2convert.add_job(OutputFile("a.csv", Content("a", 1000)))
+    discover(daemon, "api2convert", by_hand=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Archive, "write_receipt", _died)
+        assert "owed again" in str(collect(daemon))
+    redis_client.flushall()
+    discover(daemon, "api2convert", by_hand=True)
+    wait_until(lambda: daemon.ledger.strays_due("api2convert") is not None, 15, "claims are given")
+    (known,) = daemon.ledger.records("api2convert")
+    assert reclaim(daemon, "api2convert") == 0
+    assert list(daemon.ledger.records("api2convert")) == [known]
+    assert known.output.size == 1000
+    assert "archived" in str(collect(daemon))
+    (receipt,) = world.receipts().values()
+    assert receipt["vendor_size"] == 1000
+    assert receipt["job"]
+
+
+def test_rebuild_finds_what_stands_without_a_receipt_however_old_it_is(world, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.only("crayon")
+    daemon = world.daemon()
+    item = world.crayon.add_job(Content("report", 4321, "xlsx"))
+    discover(daemon, "crayon", by_hand=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Archive, "write_receipt", _died)
+        collect(daemon)
+    del world.crayon.items[item.id]
+    daemon.ledger.clear()
+    monkeypatch.setattr(type(daemon.settings.sources["crayon"]), "retention", timedelta(days=-30), raising=False)
+    rebuild(daemon)
+
+    def archived() -> bool:
+        collect(daemon)
+        return bool(world.receipts())
+
+    wait_until(archived, 15, "its receipt")
+
+
+def test_looking_for_what_has_no_receipt_ends_when_the_process_is_to_stop(world) -> None:
+    daemon = world.daemon()
+    output = Output(id=OutputId("crayon", "1", "1"), completed_at=daemon.ledger.now(), deadline=daemon.ledger.now())
+    world.s3.put_object(Bucket=world.bucket, Key=daemon.archive.key(output, "a"), Body=b"")
+    daemon.keeper.request_stop()
+    with pytest.raises(StoppedError):
+        reclaim(daemon, "crayon")

@@ -90,10 +90,12 @@ class Archive:
             if output := self._layout.output_of(key):
                 yield output, key
 
-    def marked(self, output: OutputId, key: str) -> Output | None:
-        """Read from the object at `key` what it says of its output. None where it does not say that it is `output`."""
-        answer = self._bucket.head(key)
-        return None if answer is None else output_of(answer, output)
+    def marked(self, key: str) -> Output | None:
+        """Read from the object at `key` which output it is of. None where it names none, or one that could not stand there."""
+        output = self._layout.output_of(key)
+        answer = self._bucket.head(key) if output else None
+        marked = output_of(answer, output) if output and answer else None
+        return marked if marked and key.startswith(self._layout.folder(marked)) else None
 
     def stands(self, key: str) -> tuple[int, str] | None:
         """Give (size, etag) of the object at `key`, None when there is none."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 from worker.cli.options import config_option
@@ -23,14 +21,15 @@ def worker(settings: Settings, processes: int) -> None:
     """Run a worker: it lists, collects, and proves.
 
     Any number on any number of hosts. SIGTERM: what it holds is finished or
-    given back, within 30 s.
+    given back, within 30 s. When one of several processes dies, all end, with
+    70.
     """
     from worker import app
 
     if processes > 1:
         from worker import siblings
 
-        sys.exit(siblings.run(lambda: app.run_worker(settings), processes))
+        siblings.become(processes)
     app.run_worker(settings)
 
 
