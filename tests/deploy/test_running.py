@@ -13,7 +13,8 @@ import pytest
 import redis
 import yaml
 
-from worker import cli, settings
+from worker import settings
+from worker.cli import look
 from worker.demo.embedded import Child, free_port, redis_executable
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +62,7 @@ def test_every_command_that_deploy_runs_is_one_of_ours() -> None:
     ]
     assert len(asked) == 4
     for command, process in asked:
-        assert process in cli.main.commands[command].params[0].type.choices
+        assert process in getattr(look, command).params[0].type.choices
 
 
 # --- the image -------------------------------------------------------------------------------------------------------

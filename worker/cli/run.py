@@ -24,12 +24,12 @@ def worker(settings: Settings, processes: int) -> None:
     given back, within 30 s. When one of several processes dies, all end, with
     70.
     """
-    from worker import app
-
     if processes > 1:
         from worker import siblings
 
         siblings.become(processes)
+    from worker import app
+
     app.run_worker(settings)
 
 
