@@ -90,7 +90,7 @@ def reclaim(daemon: Daemon, source: str, since: datetime | None = None) -> int:
     """
     going_on = daemon.keeper.unless_stopping
     without = {mark_of(output) for output, _ in going_on(daemon.archive.stored(source, since))}
-    for output in going_on(daemon.archive.receipts(source)):
+    for output in going_on(daemon.archive.receipts(source)) if without else ():
         without.discard(mark_of(output))
     if not without:
         return 0

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -40,6 +40,7 @@ BUCKET, PREFIX = "exports", "archive"
 RETENTION = {"sellercloud": timedelta(days=10), "api2convert": timedelta(hours=24), "crayon": timedelta(days=7)}
 FILES = {"sellercloud": "download", "api2convert": "download", "spaaza": "storage", "crayon": "download"}  # routes
 STOP_SECONDS = 30.0
+PROCESSES = 2  # of the first worker
 START_SECONDS = 5.0
 PACE = Fault(bytes_per_second=1_000_000, delay_seconds=0.1)  # a vendor's good days: slow enough to be struck in mid download
 
@@ -47,8 +48,8 @@ PACE = Fault(bytes_per_second=1_000_000, delay_seconds=0.1)  # a vendor's good d
 class Crew:
     """One process of the Procfile, started again whenever it ends."""
 
-    def __init__(self, name: str, command: str, folder: Path, environment: dict[str, str]) -> None:
-        self.child = Child(name, [sys.executable, "-m", "worker", command], folder, environment=environment)
+    def __init__(self, name: str, command: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
+        self.child = Child(name, [sys.executable, "-m", "worker", *command], folder, environment=environment)
         self.name, self.frozen, self.told_to_stop, self.killed = name, False, 0.0, False
         self.started = 0.0
 
@@ -121,11 +122,16 @@ class Stage:
             self.config = self.folder / "lastcall.toml"
             self.config.write_text(self._configuration())
             self.environment = {"LASTCALL_CONFIG": str(self.config), "COLUMNS": "200"}
-            for command, count in zip(("worker", "beat"), self._sizes, strict=True):
-                self.crew += [Crew(f"{command}-{number}", command, self.folder, self.environment) for number in range(count)]
+            workers, beats = self._sizes
+            commands = {f"worker-{number}": ["worker"] for number in range(workers)}
+            commands["worker-0"] += ["--processes", str(PROCESSES)]
+            commands |= {f"beat-{number}": ["beat"] for number in range(beats)}
+            self.crew = [Crew(name, command, self.folder, self.environment) for name, command in commands.items()]
             for crew in self.crew:
                 crew.start()
-            wait_until(lambda: self.redis_client.zcard("lastcall:workers") == self._sizes[0], 60, "the workers to be alive")
+            wait_until(
+                lambda: self.redis_client.zcard("lastcall:workers") == workers - 1 + PROCESSES, 60, "the workers to be alive"
+            )
         except BaseException:
             self.__exit__()
             raise
