@@ -36,16 +36,10 @@ def pytest_configure() -> None:
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
     }
-    # A slow example on a busy machine is no failure. The same examples each time, so that what fails speaks of the change that
-    # is tested; `make test ARGS=--hypothesis-profile=seeking` takes others, as `make storm` and `make fuzz` do.
-    for name, steady in (("steady", True), ("seeking", False)):
-        hypothesis.settings.register_profile(
-            name,
-            deadline=None,
-            suppress_health_check=[hypothesis.HealthCheck.too_slow],
-            print_blob=True,
-            derandomize=steady,
-        )
+    # A slow example on a busy machine is no failure.
+    hypothesis.settings.register_profile(
+        "steady", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
+    )
     hypothesis.settings.load_profile("steady")
 
 

@@ -155,9 +155,10 @@ def _audit(daemon: Daemon, source: str, window: Window, listing: Listing) -> Sou
     try:
         kept, unexplained = _check_receipts(daemon, source, window, found)
         listed = _check_inventory(daemon, listing, window, kept, found)
-        _check_ledger(daemon, source, window, kept | listed, found)
+        judged = kept | listed
+        _check_ledger(daemon, source, window, judged, found)
         for output in _strays(daemon, source, window, unexplained) if unexplained else ():
-            if mark_of(output.id) not in listed:  # else it was judged with the vendor's list
+            if mark_of(output.id) not in judged:
                 _judge_stray(daemon, output, found)
     except StoppedError:
         raise

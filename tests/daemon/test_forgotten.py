@@ -169,6 +169,21 @@ def test_rebuild_finds_what_stands_without_a_receipt_however_old_it_is(world, mo
     wait_until(archived, 15, "its receipt")
 
 
+def test_a_receipt_that_cannot_be_read_is_damage_and_its_object_no_stray(world, redis_client: redis.Redis) -> None:
+    """An audit that names it goes on, though neither vendor nor ledger knows of the output."""
+    world.only("crayon")
+    daemon = world.daemon()
+    item = world.crayon.add_job(Content("report", 4321, "xlsx"))
+    discover(daemon, "crayon", by_hand=True)
+    assert "archived" in str(collect(daemon))
+    del world.crayon.items[item.id]
+    redis_client.flushall()
+    world.s3.put_object(Bucket=world.bucket, Key=f"archive/_receipts/crayon/{item.id}/{item.id}.json", Body=b"{}")
+    found = audit(daemon, "crayon")
+    assert (found.error, found.missing) == (None, [])
+    assert [finding.why for finding in found.damaged] == ["its receipt cannot be read any more"]
+
+
 def test_looking_for_what_has_no_receipt_ends_when_the_process_is_to_stop(world) -> None:
     daemon = world.daemon()
     output = Output(id=OutputId("crayon", "1", "1"), completed_at=daemon.ledger.now(), deadline=daemon.ledger.now())

@@ -106,7 +106,8 @@ def test_without_a_redis_to_run_it_says_what_to_install_and_leaves_nothing(tmp_p
 
 def test_it_runs_what_the_procfile_names() -> None:
     lines = (ROOT / "Procfile").read_text().splitlines()
-    assert [line.split()[:3] for line in lines] == [[f"{name}:", "lastcall", name] for name in ("worker", *OTHERS)]
+    commands = {"worker": "lastcall worker --processes 2", **{name: f"lastcall {name}" for name in OTHERS}}
+    assert dict(line.split(": ") for line in lines) == commands
 
 
 # --- the scene -------------------------------------------------------------------------------------------------------

@@ -95,7 +95,10 @@ class Archive:
         output = self._layout.output_of(key)
         answer = self._bucket.head(key) if output else None
         marked = output_of(answer, output) if output and answer else None
-        return marked if marked and key.startswith(self._layout.folder(marked)) else None
+        with suppress(HeldError):  # ids of which we would make no key
+            if marked and key.startswith(self._layout.folder(marked)):
+                return marked
+        return None
 
     def stands(self, key: str) -> tuple[int, str] | None:
         """Give (size, etag) of the object at `key`, None when there is none."""
